@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exception tree, the exit statuses and the register of error codes.
+
+An error has two audiences. ``str(error)`` is for the person at the machine: what happened with the value
+seen, where, and how to mend it. Only ``code`` and ``public_message`` may cross to a coordinator, and they
+come from the register below, so they cannot carry a path, a name or an identifier.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar
+
+__all__ = [
+    "CODES",
+    "CheckpointError",
+    "CohortError",
+    "ConfigError",
+    "DataError",
+    "DicomError",
+    "EngineError",
+    "ErrorCode",
+    "ExitStatus",
+    "FederationError",
+    "GeometryError",
+    "ModelError",
+    "NiftiError",
+    "NotAuthorizedError",
+    "ProtocolVersionError",
+    "QuorumError",
+    "UcadiError",
+    "UnreachableError",
+    "UpdateRejectedError",
+]
+
+
+class ExitStatus(IntEnum):
+    """What a command's exit status means."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    REFUSED_INPUT = 3
+    NOT_AUTHORIZED = 4
+    UNREACHABLE = 5
+
+
+@dataclass(frozen=True)
+class ErrorCode:
+    """One registered error.
+
+    Attributes:
+        public_message: One sentence without any value from a site's data.
+        cure: What the person at the machine can do.
+    """
+
+    public_message: str
+    cure: str
+
+
+CODES: dict[str, ErrorCode] = {
+    # -- input: a CT that is refused ------------------------------------------------------------------
+    "input-not-found": ErrorCode("The input does not exist.", "Check the path."),
+    "input-unsupported": ErrorCode(
+        "The input is in a format that ucadi does not read.",
+        "Give a DICOM folder, a zip of one, or a NIfTI file (.nii, .nii.gz).",
+    ),
+    "input-unreadable": ErrorCode("The input is damaged or cut short.", "Export the study again."),
+    "archive-unsafe": ErrorCode(
+        "The archive has too many entries, is too large, or expands too much.",
+        "Send one study per archive, without archives inside.",
+    ),
+    "dicom-none": ErrorCode("No DICOM image was found.", "Point to the folder that holds the series."),
+    "dicom-not-ct": ErrorCode("No CT series was found.", "Export a CT series (modality CT)."),
+    "dicom-localizer": ErrorCode(
+        "Only localizer images were found.", "Export the axial series, not the scout view."
+    ),
+    "dicom-not-axial": ErrorCode("No axial series was found.", "Export the axial series of the study."),
+    "dicom-too-few-slices": ErrorCode(
+        "The series has too few slices to be a volume.", "Export the complete series (more than 15 slices)."
+    ),
+    "dicom-uneven-spacing": ErrorCode(
+        "The slices are not evenly spaced.", "Export the complete series again; a slice may be missing."
+    ),
+    "dicom-duplicate-slices": ErrorCode(
+        "Several slices lie at the same position.", "Export one acquisition per series."
+    ),
+    "dicom-tilted": ErrorCode(
+        "The gantry was tilted, so the slices are sheared.", "Export a reformatted, untilted axial series."
+    ),
+    "dicom-mixed-geometry": ErrorCode(
+        "The slices differ in size, pixel spacing or orientation.", "Export one acquisition per series."
+    ),
+    "dicom-no-geometry": ErrorCode(
+        "The slices carry no position, orientation or pixel spacing.",
+        "Export from the PACS with full headers.",
+    ),
+    "dicom-undecodable": ErrorCode(
+        "The pixel data cannot be decoded.", "Export uncompressed or losslessly compressed images."
+    ),
+    "nifti-no-orientation": ErrorCode(
+        "The NIfTI header states no orientation, or contradicts itself.",
+        "Write the file again with a valid sform or qform.",
+    ),
+    "nifti-not-3d": ErrorCode("The NIfTI file does not hold one 3D volume.", "Give one 3D CT volume."),
+    "ct-not-hu": ErrorCode(
+        "The values are not Hounsfield units.", "Export with rescale slope and intercept, not as a picture."
+    ),
+    "ct-no-chest": ErrorCode("No pair of lungs was found.", "Give a CT of the chest that shows both lungs."),
+    "ct-incomplete-chest": ErrorCode(
+        "The lungs are not completely inside the scan.", "Give a CT that covers the whole chest."
+    ),
+    # -- cohorts and files ----------------------------------------------------------------------------
+    "cohort-invalid": ErrorCode("The cohort's study table is not valid.", "Mend the table as said."),
+    "cohort-empty": ErrorCode(
+        "The cohort has no study for this task.", "Add studies with the labels that the task needs."
+    ),
+    "checkpoint-invalid": ErrorCode(
+        "A model folder is incomplete or was changed.", "Restore the folder, or release the model again."
+    ),
+    "model-unknown": ErrorCode(
+        "The network's name is not registered.", "Use a name from `ucadi model list`."
+    ),
+    "output-exists": ErrorCode("The output exists already.", "Choose another folder, or give --force."),
+    "disk-full": ErrorCode("The disk is full or not writable.", "Free space, or choose another folder."),
+    # -- configuration --------------------------------------------------------------------------------
+    "config-invalid": ErrorCode(
+        "A setting is missing, unknown or out of bounds.", "Mend the setting as said."
+    ),
+    # -- federation -----------------------------------------------------------------------------------
+    "protocol-version": ErrorCode(
+        "The other side speaks another version of the protocol.",
+        "Install the same ucadi release on both sides.",
+    ),
+    "message-invalid": ErrorCode("A message is damaged or not of the expected kind.", "Update both sides."),
+    "round-stale": ErrorCode("The message belongs to another round or run.", "None: the site catches up."),
+    "model-mismatch": ErrorCode(
+        "The model received is not the one that the plan names.", "Stop and ask the coordinator."
+    ),
+    "update-unknown-tensor": ErrorCode(
+        "The update names parameters that the model does not have.", "Install the same release on both sides."
+    ),
+    "update-missing-tensor": ErrorCode(
+        "The update lacks parameters of the model.", "Install the same release on both sides."
+    ),
+    "update-wrong-shape": ErrorCode(
+        "A parameter of the update has another shape or type.", "Install the same release on both sides."
+    ),
+    "update-not-finite": ErrorCode(
+        "The update holds NaN or infinite values.", "Lower the site's learning rate; check its data."
+    ),
+    "update-bad-weight": ErrorCode(
+        "The update's iterations or weight are not positive numbers.", "Check the site's settings."
+    ),
+    "update-duplicate": ErrorCode("The site answered this round already.", "None: the first answer counts."),
+    "site-unknown": ErrorCode("The site does not take part in this run.", "Ask the coordinator to add it."),
+    "site-declined": ErrorCode("The site cannot take part in this task.", "See the site's log."),
+    "quorum-missed": ErrorCode(
+        "Fewer sites answered than the plan needs.", "Bring the missing sites back, or lower min_sites."
+    ),
+    "site-failed": ErrorCode("The site's training failed.", "See the site's log."),
+    # -- engine ---------------------------------------------------------------------------------------
+    "engine-failed": ErrorCode("The federation engine stopped.", "See the coordinator's log."),
+    "site-kit-altered": ErrorCode(
+        "The site's safety settings are missing or were changed.", "Restore the site's kit."
+    ),
+    "port-taken": ErrorCode("The network port is in use.", "Choose another port, or stop the other program."),
+    "not-authorized": ErrorCode("The other side refused the identity.", "Enrol the site again."),
+    "unreachable": ErrorCode("The coordinator cannot be reached.", "Check name, port, firewall and proxy."),
+    "interrupted": ErrorCode("The run was stopped by its user.", "Start it again."),
+}
+"""Every code with what may be said outside. Codes are never reused for another meaning."""
+
+
+class UcadiError(Exception):
+    """A wrong world (file, site, message), as against a wrong call, which is a ValueError.
+
+    Args:
+        code: A key of `CODES`.
+        detail: What happened, with the value seen, and where. Stays on this machine.
+        cure: How to mend it, when the register's sentence is too general.
+    """
+
+    exit_status: ClassVar[ExitStatus] = ExitStatus.FAILED
+
+    def __init__(self, code: str, detail: str, *, cure: str | None = None) -> None:
+        self.code = code
+        self.detail = detail
+        self.cure = CODES[code].cure if cure is None else cure
+        super().__init__(f"{detail} {self.cure}")
+
+    @property
+    def public_message(self) -> str:
+        """One sentence that may leave the site."""
+        return CODES[self.code].public_message
+
+
+class ConfigError(UcadiError):
+    """A setting is wrong."""
+
+    exit_status = ExitStatus.USAGE
+
+
+class DataError(UcadiError):
+    """Input data are refused."""
+
+    exit_status = ExitStatus.REFUSED_INPUT
+
+
+class DicomError(DataError):
+    """A DICOM file or series is refused."""
+
+
+class NiftiError(DataError):
+    """A NIfTI file is refused."""
+
+
+class GeometryError(DataError):
+    """A volume's geometry is refused."""
+
+
+class CohortError(DataError):
+    """A cohort's table or files are refused."""
+
+
+class ModelError(UcadiError):
+    """A network or its parameters are refused."""
+
+
+class CheckpointError(ModelError):
+    """A model folder is refused."""
+
+
+class FederationError(UcadiError):
+    """A federated run cannot go on as asked."""
+
+
+class ProtocolVersionError(FederationError):
+    """The two sides speak different versions."""
+
+
+class UpdateRejectedError(FederationError):
+    """A site's message is refused; the run goes on without it."""
+
+
+class QuorumError(FederationError):
+    """Too few sites take part."""
+
+
+class EngineError(UcadiError):
+    """The engine that carries messages failed."""
+
+
+class NotAuthorizedError(EngineError):
+    """An identity was refused."""
+
+    exit_status = ExitStatus.NOT_AUTHORIZED
+
+
+class UnreachableError(EngineError):
+    """The other side cannot be reached."""
+
+    exit_status = ExitStatus.UNREACHABLE
