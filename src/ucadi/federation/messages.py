@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The records that cross between coordinator and sites, and their bytes.
+
+A message is one flat tensor buffer (see `ucadi.tensors`) whose metadata hold the protocol version, the
+kind of record and the record itself as JSON. It names registered networks and numbers, never code.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+from ucadi.errors import CODES, ProtocolVersionError, UpdateRejectedError
+from ucadi.tensors import Tensors, hash_tensors, pack, unpack
+from ucadi.types import Task
+from ucadi.versions import WIRE_VERSION
+
+__all__ = [
+    "Call",
+    "GlobalModel",
+    "Phase",
+    "Protection",
+    "Readiness",
+    "Refusal",
+    "Reply",
+    "RoundPlan",
+    "RunPlan",
+    "TrainingPlan",
+    "Update",
+    "Validation",
+    "Weighting",
+    "decode_call",
+    "decode_reply",
+    "encode_call",
+    "encode_reply",
+]
+
+
+class Phase(StrEnum):
+    """What a site is asked to do."""
+
+    READY = "ready"
+    TRAIN = "train"
+    VALIDATE = "validate"
+
+
+class Protection(StrEnum):
+    """How an update is hidden from the coordinator."""
+
+    PLAINTEXT = "plaintext"
+
+
+class Weighting(StrEnum):
+    """How the factors n_i·w_i are scaled.
+
+    ``normalized`` divides by their sum. ``paper_exact`` divides by the sum of n_i alone (Yang et al. 2021,
+    Alg. 1 line 7), so the global step shrinks when weights are below 1.
+    """
+
+    NORMALIZED = "normalized"
+    PAPER_EXACT = "paper_exact"
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What one site does in one round: registered names and numbers only.
+
+    Attributes:
+        task: What is learned.
+        network: Name in the network register.
+        preset: Name in the register of input presets.
+        iterations: Optimizer steps per round (n_i of Alg. 1), the same for all sites.
+        batch_size: Samples per step.
+        learning_rate: Step size; a site may set a lower ceiling.
+    """
+
+    task: Task
+    network: str
+    preset: str
+    iterations: int
+    batch_size: int
+    learning_rate: float
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.iterations <= 100_000, f"iterations {self.iterations}")
+        _require(1 <= self.batch_size <= 1024, f"batch_size {self.batch_size}")
+        _require(0 <= self.learning_rate <= 10 and math.isfinite(self.learning_rate), "learning_rate")
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A whole federated run, as the coordinator holds it.
+
+    Attributes:
+        run_id: Name of the run.
+        training: What a site does in a round.
+        rounds: Number of rounds, counted from 1.
+        seed: Seed of the initial model and, with site and round, of local training.
+        sites: Who is called each round.
+        min_sites: A round with fewer accepted updates is void and ends the run.
+        ready_deadline_s: How long a site may take to say that it is ready.
+        train_deadline_s: How long a site may take to train.
+        client_weights: w_i of Alg. 1 by site; 1 when not named.
+        weighting: How n_i·w_i are scaled.
+        protection: How updates are hidden.
+    """
+
+    run_id: str
+    training: TrainingPlan
+    rounds: int
+    seed: int
+    sites: tuple[str, ...]
+    min_sites: int = 2
+    ready_deadline_s: float = 30.0
+    train_deadline_s: float = 3600.0
+    client_weights: Mapping[str, float] = field(default_factory=dict)
+    weighting: Weighting = Weighting.NORMALIZED
+    protection: Protection = Protection.PLAINTEXT
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """What a site is told about one round.
+
+    Attributes:
+        run_id: Name of the run.
+        round: This round, from 1.
+        rounds: Number of rounds of the run.
+        seed: The run's seed.
+        training: What to do.
+        aggregation_weights: w_i of Alg. 1 by site; 1 when not named. The same for all readers.
+        protection: How to hide the update.
+        model_hash: Identity of the global model that the round starts from.
+    """
+
+    run_id: str
+    round: int
+    rounds: int
+    seed: int
+    training: TrainingPlan
+    aggregation_weights: Mapping[str, float]
+    protection: Protection
+    model_hash: str
+
+
+@dataclass(frozen=True, eq=False)
+class GlobalModel:
+    """The model that all sites share.
+
+    Attributes:
+        round: The round that made it; 0 is the initial model.
+        parameters: float32 tensors in manifest order, BatchNorm's running statistics included.
+    """
+
+    round: int
+    parameters: Tensors
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over names, shapes and values."""
+        return hash_tensors(self.parameters)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request of the coordinator. The model travels with ``train`` and ``validate`` only."""
+
+    phase: Phase
+    plan: RoundPlan
+    model: GlobalModel | None = None
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """A site's word that it takes part in the round, with how many studies it trains on."""
+
+    run_id: str
+    round: int
+    site: str
+    num_studies: int
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What a site sends after local training (Alg. 1, ClientUpdate).
+
+    Attributes:
+        run_id: Name of the run.
+        round: Round of the global model that it started from, plus one.
+        site: Who sends it.
+        tensors: Δθ = θ_local − θ_global as float32 by name in plaintext; a cipher's words otherwise.
+        iterations: n_i, optimizer steps done; None when a cipher hides it.
+        aggregation_weight: w_i; None when a cipher hides it.
+        num_studies: Studies trained on.
+        metrics: Numbers for people, for example the training loss and the received model's validation.
+        kind: Always a difference to the global model.
+    """
+
+    run_id: str
+    round: int
+    site: str
+    tensors: Tensors
+    iterations: int | None
+    aggregation_weight: float | None
+    num_studies: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    kind: str = "delta"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A site's metrics of the global model on its own validation studies."""
+
+    run_id: str
+    round: int
+    site: str
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A site's word that it does not do what was asked: a registered code, no detail."""
+
+    run_id: str
+    round: int
+    site: str
+    code: str
+
+    @property
+    def message(self) -> str:
+        """The code's public sentence."""
+        return CODES[self.code].public_message
+
+
+Reply = Readiness | Update | Validation | Refusal
+
+_REPLIES: dict[str, type[Any]] = {
+    "readiness": Readiness,
+    "update": Update,
+    "validation": Validation,
+    "refusal": Refusal,
+}
+
+
+def encode_call(call: Call) -> bytearray:
+    """Write a request as bytes."""
+    body = {"phase": call.phase, "plan": asdict(call.plan), "model_round": call.model and call.model.round}
+    return _encode("call", body, {} if call.model is None else call.model.parameters)
+
+
+def decode_call(buffer: bytes | bytearray | memoryview) -> Call:
+    """Read a request.
+
+    Raises:
+        ProtocolVersionError: If it was written by another version of the protocol.
+        UpdateRejectedError: If it is damaged or no request.
+    """
+    kind, body, tensors = _decode(buffer)
+    try:
+        if kind != "call":
+            raise ValueError(f"kind {kind!r}")
+        plan = body["plan"]
+        training = TrainingPlan(**{**plan["training"], "task": Task(plan["training"]["task"])})
+        round_plan = RoundPlan(**{**plan, "training": training, "protection": Protection(plan["protection"])})
+        phase = Phase(body["phase"])
+        model = None if phase is Phase.READY else GlobalModel(int(body["model_round"]), tensors)
+        return Call(phase, round_plan, model)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UpdateRejectedError("message-invalid", f"The request cannot be read: {error}.") from error
+
+
+def encode_reply(reply: Reply) -> bytearray:
+    """Write a reply as bytes."""
+    kind = next(name for name, record in _REPLIES.items() if type(reply) is record)
+    body = {name: value for name, value in vars(reply).items() if name != "tensors"}
+    return _encode(kind, body, reply.tensors if isinstance(reply, Update) else {})
+
+
+def decode_reply(buffer: bytes | bytearray | memoryview) -> Reply:
+    """Read a reply.
+
+    Raises:
+        ProtocolVersionError: If it was written by another version of the protocol.
+        UpdateRejectedError: If it is damaged, of no known kind, or names an unknown refusal.
+    """
+    kind, body, tensors = _decode(buffer)
+    try:
+        record = _REPLIES[kind]
+        reply: Reply = record(**body, **({"tensors": tensors} if record is Update else {}))
+        _check_reply(reply)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UpdateRejectedError("message-invalid", f"The reply cannot be read: {error}.") from error
+    return reply
+
+
+def _check_reply(reply: Reply) -> None:
+    """Check the plain fields that arithmetic or people rely on."""
+    _require(isinstance(reply.run_id, str) and isinstance(reply.site, str), "run_id and site must be text")
+    _require(type(reply.round) is int and reply.round >= 0, "round must be a whole number")
+    if isinstance(reply, Refusal):
+        _require(reply.code in CODES, "a refusal needs a registered code")
+    if isinstance(reply, Update | Validation):
+        _require(
+            isinstance(reply.metrics, dict)
+            and all(isinstance(v, int | float) and math.isfinite(v) for v in reply.metrics.values()),
+            "metrics must be finite numbers",
+        )
+    if isinstance(reply, Update | Readiness):
+        _require(type(reply.num_studies) is int and reply.num_studies >= 0, "num_studies")
+
+
+def _encode(kind: str, body: Mapping[str, Any], tensors: Tensors) -> bytearray:
+    """Write version, kind, JSON body and tensors."""
+    document = json.dumps(body, default=dict, allow_nan=False)
+    return pack(tensors, {"ucadi": str(WIRE_VERSION), "kind": kind, "body": document})
+
+
+def _decode(buffer: bytes | bytearray | memoryview) -> tuple[str, dict[str, Any], Tensors]:
+    """Read kind, JSON body and tensors, version first."""
+    try:
+        tensors, metadata = unpack(buffer)
+        version, kind, document = metadata["ucadi"], metadata["kind"], metadata["body"]
+    except (KeyError, ValueError) as error:
+        raise UpdateRejectedError("message-invalid", f"The message cannot be read: {error}.") from error
+    if version != str(WIRE_VERSION):
+        raise ProtocolVersionError(
+            "protocol-version", f"The message has version {version[:20]!r}, this side speaks {WIRE_VERSION}."
+        )
+    try:
+        body = json.loads(document)
+        _require(isinstance(body, dict), "the body must be an object")
+    except (ValueError, RecursionError) as error:
+        raise UpdateRejectedError("message-invalid", f"The message cannot be read: {error}.") from error
+    return kind, body, tensors
+
+
+def _require(condition: bool, what: str) -> None:
+    """Refuse a record at the border."""
+    if not condition:
+        raise ValueError(f"{what} is out of bounds")
