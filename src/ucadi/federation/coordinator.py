@@ -106,16 +106,12 @@ class Coordinator:
         self._on_progress = on_progress
         self._phase = Phase.READY
         self._ready: dict[str, int] = {}
+        self._is_done = False
         self._open_round()
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the last round's model has been validated."""
-        return self.model.round >= self.plan.rounds and self._phase is Phase.READY
 
     def next_exchange(self) -> Exchange | None:
         """Return the next messages to send, or None when the run has ended."""
-        if self.is_done:
+        if self._is_done:
             return None
         targets = self.plan.sites if self._phase is Phase.READY else tuple(self._ready)
         model = None if self._phase is Phase.READY else self.model
@@ -237,7 +233,7 @@ class Coordinator:
     def _close_validation(self) -> RoundRecord:
         """End the run."""
         record = self._finish_record()
-        self._phase = Phase.READY
+        self._is_done = True
         return record
 
     def _finish_record(self) -> RoundRecord:
