@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command tree and the one place where errors become messages and exit statuses."""
+
+import errno
+import json
+import sys
+from typing import Annotated
+
+import click
+import typer
+
+from ucadi import __version__
+from ucadi.cli.demo import demo
+from ucadi.cli.output import console_error
+from ucadi.cli.phantom import phantom
+from ucadi.cli.read import inspect, predict
+from ucadi.cli.train import simulate, train
+from ucadi.errors import CODES, ExitStatus, UcadiError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="ucadi",
+    help="Hospitals train one chest-CT model together without sharing a scan, and read scans with it.\n\n"
+    "Research use only, not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(demo)
+app.command()(inspect)
+app.command()(predict)
+app.command()(train)
+app.command()(simulate)
+app.add_typer(phantom, name="phantom")
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def _show_version(value: bool) -> None:
+    """Print the version and leave."""
+    if value:
+        typer.echo(f"ucadi {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Take options that stand before a command."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit status. No input leads to a traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        status = app(arguments, standalone_mode=False)
+    except UcadiError as error:
+        _report(error.code, error.detail, error.cure, as_json="--json" in arguments)
+        return int(error.exit_status)
+    except click.exceptions.Exit as left:
+        return int(left.exit_code)
+    except click.ClickException as error:
+        error.show()
+        return int(ExitStatus.USAGE)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        console_error().print("\nStopped. All processes that this command started have ended.")
+        return 130  # what a shell expects after Ctrl-C
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        _report(
+            "disk-full", f"Cannot write{where}: {error.strerror}.", CODES["disk-full"].cure, as_json=False
+        )
+        return int(ExitStatus.FAILED)
+    return int(status or 0)
+
+
+def _report(code: str, detail: str, cure: str, *, as_json: bool) -> None:
+    """Say what happened and how to mend it: on stderr for people, on stdout as one object for programs."""
+    if as_json:
+        typer.echo(json.dumps({"code": code, "reason": detail, "cure": cure}))
+    screen = console_error()
+    screen.print(f"[bold red]Error[/] ({code}): ", end="")
+    screen.print(detail, markup=False, highlight=False)
+    screen.print(f"  {cure}", markup=False, highlight=False)

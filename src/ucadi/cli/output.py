@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where results and messages go: results to stdout, all else to stderr."""
+
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from ucadi.errors import ConfigError
+
+__all__ = ["console_error", "print_json", "require_free"]
+
+
+@cache
+def console_error() -> Console:
+    """Return the console for progress and messages."""
+    return Console(stderr=True, soft_wrap=True)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print one JSON object to stdout."""
+    typer.echo(json.dumps(document, indent=2, default=str))
+
+
+def require_free(folder: Path, *, force: bool) -> None:
+    """Make sure that a result folder may be written: new or empty, or given up by the user.
+
+    Raises:
+        ConfigError: If the folder has contents and ``force`` is not given.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not force or not folder.is_dir():
+        raise ConfigError("output-exists", f"{folder} exists and is not empty.")
+    shutil.rmtree(folder)
