@@ -30,8 +30,9 @@ _CODE_BY_TYPE = {
     "uint32": "U32",
     "uint16": "U16",
 }
-_TYPE_BY_CODE = {code: np.dtype(name) for name, code in _CODE_BY_TYPE.items()}
+_TYPE_BY_CODE = {code: np.dtype(name).newbyteorder("<") for name, code in _CODE_BY_TYPE.items()}
 _MAX_HEADER_BYTES = 16 * 2**20
+_METADATA = "__metadata__"
 
 
 def pack(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> bytearray:
@@ -42,9 +43,11 @@ def pack(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> bytearr
         metadata: Short strings, for example one JSON document.
 
     Raises:
-        ValueError: If an array has another type.
+        ValueError: If an array has another type, or the name that the format keeps for the metadata.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    if _METADATA in tensors:
+        raise ValueError(f"{_METADATA} is not a tensor's name")
+    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     offset = 0
     for name, array in tensors.items():
         code = _CODE_BY_TYPE.get(array.dtype.name)
@@ -64,7 +67,8 @@ def pack(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> bytearr
     buffer[8:start] = text
     for name, array in tensors.items():
         low, _ = header[name]["data_offsets"]
-        target = np.frombuffer(buffer, array.dtype, count=array.size, offset=start + low)
+        kind = _TYPE_BY_CODE[header[name]["dtype"]]
+        target = np.frombuffer(buffer, kind, count=array.size, offset=start + low)
         np.copyto(target.reshape(array.shape), array)
     return buffer
 
@@ -73,7 +77,8 @@ def unpack(buffer: bytes | bytearray | memoryview) -> tuple[dict[str, np.ndarray
     """Read arrays and metadata; the arrays are read-only views into the buffer.
 
     Raises:
-        ValueError: If the buffer is cut short, its header is malformed, or offsets leave the buffer.
+        ValueError: If the buffer is cut short, its header is malformed or names something twice, or the
+            arrays do not fill the rest one after the other.
     """
     view = memoryview(buffer).cast("B").toreadonly()
     length = int.from_bytes(view[:8], "little") if len(view) >= 8 else -1
@@ -81,16 +86,35 @@ def unpack(buffer: bytes | bytearray | memoryview) -> tuple[dict[str, np.ndarray
         raise ValueError(f"not a tensor buffer: {len(view)} bytes with a header of {length}")
     body = view[8 + length :]
     try:
-        header = json.loads(bytes(view[8 : 8 + length]))
-        metadata = header.pop("__metadata__", {})
+        header = json.loads(bytes(view[8 : 8 + length]), object_pairs_hook=_unique)
+        metadata = header.pop(_METADATA, {})
         if not all(isinstance(word, str) for pair in metadata.items() for word in pair):
             raise TypeError("metadata must be strings")
         arrays = {name: _view(body, entry) for name, entry in header.items()}
+        "".join(header).encode()  # a name with half a surrogate could be neither hashed nor logged
+        _require_no_gaps([entry["data_offsets"] for entry in header.values()], len(body))
     except (TypeError, KeyError, AttributeError, RecursionError, ValueError) as error:
         raise ValueError(f"not a tensor buffer: {error}") from error
-    if sum(array.nbytes for array in arrays.values()) != len(body):
-        raise ValueError("not a tensor buffer: the arrays do not fill it")
     return arrays, metadata
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object; two readers may take different ones of two values with the same name."""
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("a name appears twice")
+    return document
+
+
+def _require_no_gaps(offsets: list[list[int]], size: int) -> None:
+    """Check that the arrays, sorted by place, cover every byte once."""
+    end = 0
+    for low, high in sorted(offsets):
+        if low != end:
+            raise ValueError("the arrays overlap or leave gaps")
+        end = high
+    if end != size:
+        raise ValueError("the arrays do not fill the buffer")
 
 
 def _view(body: memoryview, entry: dict[str, Any]) -> np.ndarray:
@@ -111,5 +135,5 @@ def hash_tensors(tensors: Tensors) -> str:
     digest = hashlib.sha256()
     for name, array in tensors.items():
         digest.update(f"{name}\0{array.dtype.name}\0{array.shape}\0".encode())
-        digest.update(np.ascontiguousarray(array).data)
+        digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
     return digest.hexdigest()

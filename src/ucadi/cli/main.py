@@ -6,7 +6,6 @@ import json
 import sys
 from typing import Annotated
 
-import click
 import typer
 
 from ucadi import __version__
@@ -35,6 +34,9 @@ app.command()(train)
 app.command()(simulate)
 app.add_typer(phantom, name="phantom")
 
+_INTERRUPTED = 130
+"""What a shell expects after Ctrl-C."""
+
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -58,18 +60,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status. No input leads to a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        status = app(arguments, standalone_mode=False)
+        app(arguments, prog_name="ucadi")
     except UcadiError as error:
         _report(error.code, error.detail, error.cure, as_json="--json" in arguments)
         return int(error.exit_status)
-    except click.exceptions.Exit as left:
-        return int(left.exit_code)
-    except click.ClickException as error:
-        error.show()
-        return int(ExitStatus.USAGE)
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        console_error().print("\nStopped. All processes that this command started have ended.")
-        return 130  # what a shell expects after Ctrl-C
+    except SystemExit as left:  # typer's way to end: help, usage errors, a command's own exit status
+        status = left.code if isinstance(left.code, int) else int(ExitStatus.OK)
+        if status == _INTERRUPTED:
+            console_error().print("\nStopped. All processes that this command started have ended.")
+        return status
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
@@ -78,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
             "disk-full", f"Cannot write{where}: {error.strerror}.", CODES["disk-full"].cure, as_json=False
         )
         return int(ExitStatus.FAILED)
-    return int(status or 0)
+    return int(ExitStatus.OK)
 
 
 def _report(code: str, detail: str, cure: str, *, as_json: bool) -> None:

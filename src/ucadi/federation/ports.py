@@ -3,7 +3,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ucadi.federation.messages import GlobalModel, Readiness, RoundPlan, Update, Validation
 from ucadi.tensors import Tensors
@@ -11,6 +11,7 @@ from ucadi.tensors import Tensors
 __all__ = ["Accumulator", "Cipher", "Exchange", "OnReply", "Total", "Trainer", "Transport"]
 
 
+@runtime_checkable  # for the type checks at test time
 class Trainer(Protocol):
     """A site's own data and computer. Raises `UcadiError` for what it cannot or will not do."""
 
@@ -39,6 +40,7 @@ class Total:
     iterations: float
 
 
+@runtime_checkable  # for the type checks at test time
 class Accumulator(Protocol):
     """A sum that grows as updates arrive; its memory does not depend on their number."""
 
@@ -52,6 +54,7 @@ class Accumulator(Protocol):
         """Return the sum in plaintext."""
 
 
+@runtime_checkable  # for the type checks at test time
 class Cipher(Protocol):
     """How updates are hidden: `protect` runs at a site, `accumulator` at the coordinator."""
 
@@ -75,6 +78,7 @@ OnReply = Callable[[str, bytes | bytearray | memoryview], None]
 """Called with the site's authenticated name and its reply's bytes, one reply at a time."""
 
 
+@runtime_checkable  # for the type checks at test time
 class Transport(Protocol):
     """Carries messages between the coordinator and its sites."""
 

@@ -6,7 +6,6 @@ are LPS in mm. An affine maps an index (z, y, x, 1) to (L, P, S, 1).
 """
 
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from jaxtyping import Float
@@ -44,7 +43,7 @@ class Grid:
     @classmethod
     def from_spacing(
         cls, shape: tuple[int, int, int], spacing_mm: Triple, origin_mm: Triple = (0.0, 0.0, 0.0)
-    ) -> Self:
+    ) -> "Grid":
         """Build an upright grid: rows, columns and slices along the patient's axes.
 
         Args:
@@ -89,7 +88,7 @@ class Grid:
         inverse = np.linalg.inv(self.affine_lps)
         return np.asarray(world_lps @ inverse[:3, :3].T + inverse[:3, 3])
 
-    def with_spacing(self, spacing_mm: Triple) -> Self:
+    def with_spacing(self, spacing_mm: Triple) -> "Grid":
         """Return a grid over the same edge-to-edge box with another spacing.
 
         The first edge stays where it is, so the first centre moves by half the change of spacing; each size
@@ -103,7 +102,7 @@ class Grid:
         affine[:3, 3] = self.to_world((new / old - 1.0) / 2.0)
         return type(self)((shape[0], shape[1], shape[2]), affine)
 
-    def crop(self, box: tuple[slice, slice, slice]) -> Self:
+    def crop(self, box: tuple[slice, slice, slice]) -> "Grid":
         """Return the grid of a sub-box given by three slices with start and stop."""
         start = np.array([s.start for s in box], dtype=np.float64)
         affine = self.affine_lps.copy()

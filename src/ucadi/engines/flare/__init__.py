@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The distributed engine: NVIDIA FLARE behind `ucadi.federation.ports.Transport`."""

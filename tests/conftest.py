@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Toy federations for all tests: a model of two tensors, plans, updates, and trainers that do as told."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch: small arrays, steady times
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+from ucadi.errors import UcadiError
+from ucadi.federation.aggregation import PlaintextCipher
+from ucadi.federation.messages import (
+    GlobalModel,
+    Protection,
+    Readiness,
+    RoundPlan,
+    RunPlan,
+    TrainingPlan,
+    Update,
+    Validation,
+)
+from ucadi.federation.site import Site
+from ucadi.types import Task
+
+# No deadline: machines differ. The same examples each time: a red test stays red until it is mended.
+settings.register_profile(
+    "ucadi", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("ucadi")
+
+TRAINING = TrainingPlan(Task.CLASSIFIER, "densenet3d", "compact", 4, 2, 0.01)
+
+
+@dataclass
+class ToyTrainer:
+    """A site whose answers are written down beforehand.
+
+    Attributes:
+        name: The site's name.
+        delta: What it adds to every parameter.
+        iterations: n_i that it reports.
+        scores: Its validation of the model of each round, from round 0; none beyond the list.
+        faults: What it raises, by method name.
+        asked: Which methods were called, in order.
+    """
+
+    name: str
+    delta: float = 1.0
+    iterations: int = 4
+    scores: tuple[float, ...] = ()
+    faults: dict[str, UcadiError] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    def readiness(self, plan: RoundPlan) -> Readiness:
+        self._enter("readiness")
+        return Readiness(plan.run_id, plan.round, self.name, 7)
+
+    def train(self, plan: RoundPlan, model: GlobalModel) -> Update:
+        self._enter("train")
+        return Update(
+            run_id=plan.run_id,
+            round=plan.round,
+            site=self.name,
+            tensors={name: np.full_like(old, self.delta) for name, old in model.parameters.items()},
+            iterations=self.iterations,
+            aggregation_weight=plan.aggregation_weights.get(self.name, 1.0),
+            num_studies=7,
+            metrics={"loss": 0.5, **self._score(model)},
+        )
+
+    def validate(self, plan: RoundPlan, model: GlobalModel) -> Validation:
+        self._enter("validate")
+        return Validation(plan.run_id, plan.round, self.name, self._score(model))
+
+    def _enter(self, method: str) -> None:
+        self.asked.append(method)
+        if method in self.faults:
+            raise self.faults[method]
+
+    def _score(self, model: GlobalModel) -> dict[str, float]:
+        return {"validation": self.scores[model.round]} if model.round < len(self.scores) else {}
+
+
+@pytest.fixture(autouse=True)
+def _keep_logging_as_it_was() -> Iterator[None]:
+    logger = logging.getLogger("ucadi")
+    before = (logger.level, logger.propagate, list(logger.handlers))
+    yield
+    for handler in set(logger.handlers) - set(before[2]):
+        handler.close()
+    logger.level, logger.propagate, logger.handlers[:] = before
+    logger.manager._clear_cache()
+
+
+@pytest.fixture(scope="session")
+def make_trainer() -> type[ToyTrainer]:
+    """Builds a `ToyTrainer`."""
+    return ToyTrainer
+
+
+@pytest.fixture(scope="session")
+def make_site() -> Callable[..., Site]:
+    """Builds a site with a `ToyTrainer`: its name, and what the trainer does."""
+
+    def build(name: str, **behaviour: Any) -> Site:
+        return Site(name, ToyTrainer(name, **behaviour), PlaintextCipher())
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., GlobalModel]:
+    """Builds a model of two small float32 tensors, or of given shapes."""
+
+    def build(round: int = 0, seed: int = 0, shapes: dict[str, tuple[int, ...]] | None = None) -> GlobalModel:
+        rng = np.random.default_rng(seed)
+        shapes = shapes or {"conv.weight": (2, 3), "norm.running_mean": (4,)}
+        return GlobalModel(round, {k: rng.normal(size=v).astype(np.float32) for k, v in shapes.items()})
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def make_round_plan() -> Callable[..., RoundPlan]:
+    """Builds what a site is told about a round; keywords replace fields."""
+
+    def build(model: GlobalModel, **changes: Any) -> RoundPlan:
+        fields = {
+            "run_id": "run-1",
+            "round": model.round + 1,
+            "rounds": 3,
+            "seed": 0,
+            "training": TRAINING,
+            "aggregation_weights": {},
+            "protection": Protection.PLAINTEXT,
+            "model_hash": model.hash,
+        }
+        return RoundPlan(**{**fields, **changes})
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def make_run_plan() -> Callable[..., RunPlan]:
+    """Builds a run of two rounds at sites A, B and C; keywords replace fields."""
+
+    def build(**changes: Any) -> RunPlan:
+        fields = {"run_id": "run-1", "training": TRAINING, "rounds": 2, "seed": 0, "sites": ("A", "B", "C")}
+        return RunPlan(**{**fields, **changes})
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def make_update() -> Callable[..., Update]:
+    """Builds an update for a model's first round: one value everywhere, or given tensors."""
+
+    def build(model: GlobalModel, site: str = "A", delta: float = 1.0, **changes: Any) -> Update:
+        fields = {
+            "run_id": "run-1",
+            "round": model.round + 1,
+            "site": site,
+            "tensors": {name: np.full_like(old, delta) for name, old in model.parameters.items()},
+            "iterations": 4,
+            "aggregation_weight": 1.0,
+            "num_studies": 7,
+            "metrics": {},
+        }
+        return Update(**{**fields, **changes})
+
+    return build
