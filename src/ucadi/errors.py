@@ -146,7 +146,7 @@ CODES: dict[str, ErrorCode] = {
         "A parameter of the update has another shape or type.", "Install the same release on both sides."
     ),
     "update-not-finite": ErrorCode(
-        "The update holds NaN or infinite values.", "Lower the site's learning rate; check its data."
+        "The update holds NaN, infinite or huge values.", "Lower the site's learning rate; check its data."
     ),
     "update-bad-weight": ErrorCode(
         "The update's iterations or weight are not positive numbers.", "Check the site's settings."

@@ -6,8 +6,9 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from ucadi.engines.flare.job import write_job
 from ucadi.engines.flare.kit import FlareApp, Kits, Role, check_kit, make_kits
-from ucadi.engines.flare.process import check_port, free_port, write_job
+from ucadi.engines.flare.process import check_port, free_port
 from ucadi.errors import EngineError
 
 APP = FlareApp("pack.Controller", "pack.Executor")

@@ -6,7 +6,6 @@ holds its name and how long it trains.
 """
 
 import json
-import os
 import time
 import tomllib
 from pathlib import Path
@@ -105,7 +104,7 @@ class ToyController(FlareController):
         outcome = {"records": [vars(record) for record in coordinator.records]}
         partial = self.run_folder / "outcome.part"
         partial.write_text(json.dumps(outcome, default=dict))
-        os.replace(partial, self.run_folder / "outcome.json")
+        partial.replace(self.run_folder / "outcome.json")
 
 
 class ToyExecutor(FlareSite):
@@ -114,6 +113,6 @@ class ToyExecutor(FlareSite):
     def make_site(self, site_name: str, config_folder: Path) -> Site:
         settings = tomllib.loads((config_folder / "ucadi.toml").read_text())
         if settings.get("heavy"):
-            import torch  # noqa: F401, PLC0415 - to measure
+            import torch  # noqa: F401 - to measure
         trainer = ToyTrainer(site_name, settings.get("seconds", 0.0), settings.get("fault", ""))
         return Site(site_name, trainer, PlaintextCipher())

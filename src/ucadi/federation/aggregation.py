@@ -19,6 +19,12 @@ __all__ = ["PlaintextAccumulator", "PlaintextCipher", "apply_total", "difference
 _BLOCK = 65_536
 """Elements per step: 0.5 MiB of float64, which stays in a core's cache."""
 
+_LARGEST_DELTA = 1e30
+"""Beyond any training, and far enough from float32's end that no mean of such differences reaches it."""
+
+_LARGEST_FACTOR = 1e9
+"""Bound of n_i and of w_i, so that their product and sums stay finite."""
+
 
 class PlaintextCipher:
     """Hides nothing: for one's own machines, tests, and as the twin of every real cipher."""
@@ -63,8 +69,8 @@ class PlaintextAccumulator:
                     "update-wrong-shape",
                     f"{name} is {array.dtype} {array.shape}, expected float32 {self._shapes[name]}.",
                 )
-            if not all(np.isfinite(block).all() for block in _blocks(array)):
-                raise UpdateRejectedError("update-not-finite", f"{name} holds NaN or infinite values.")
+            if not all(np.abs(block).max(initial=0.0) <= _LARGEST_DELTA for block in _blocks(array)):
+                raise UpdateRejectedError("update-not-finite", f"{name} holds NaN, infinite or huge values.")
         _factor(update)
 
     def add(self, update: Update) -> None:
@@ -89,7 +95,7 @@ def apply_total(model: GlobalModel, total: Total, weighting: Weighting) -> Globa
     divisor = total.weight if weighting is Weighting.NORMALIZED else total.iterations
     parameters: dict[str, np.ndarray] = {}
     for name, old in model.parameters.items():
-        parameters[name] = (old + total.weighted_delta[name] / divisor).astype(np.float32)
+        parameters[name] = np.asarray(old + total.weighted_delta[name] / divisor, np.float32)
     return GlobalModel(model.round + 1, parameters)
 
 
@@ -101,7 +107,12 @@ def difference(local: Tensors, model: GlobalModel) -> dict[str, np.ndarray]:
 def _factor(update: Update) -> float:
     """Return n_i·w_i after checking both."""
     n, w = update.iterations, update.aggregation_weight
-    if type(n) is not int or not isinstance(w, int | float) or n < 1 or not 0 < w < np.inf:
+    if (
+        type(n) is not int  # a bool is no number here
+        or (type(w) is not int and type(w) is not float)
+        or not 1 <= n <= _LARGEST_FACTOR
+        or not 0 < w <= _LARGEST_FACTOR
+    ):
         raise UpdateRejectedError(
             "update-bad-weight", f"iterations {n!r} and aggregation_weight {w!r} must be positive numbers."
         )

@@ -128,7 +128,9 @@ class Coordinator:
         try:
             reply = decode_reply(body)
             self._check_sender(site, reply)
-            if isinstance(reply, Refusal):
+            if site in self._answered:
+                event(_LOG, "second answer ignored", site=site, round=self._round)
+            elif isinstance(reply, Refusal):
                 self._miss(site, reply.code)
             elif isinstance(reply, Readiness):
                 self._ready[site] = reply.num_studies
@@ -149,9 +151,8 @@ class Coordinator:
         Raises:
             QuorumError: If fewer than the plan's ``min_sites`` are ready or sent an acceptable update.
         """
-        answered = self._ready if self._phase is Phase.READY else self._record.metrics
         for site in self.plan.sites if self._phase is Phase.READY else self._ready:
-            if site not in answered and site not in self._record.missing:
+            if site not in self._answered and site not in self._record.missing:
                 self._miss(site, NO_ANSWER)
         if self._phase is Phase.READY:
             self._require_quorum(len(self._ready), "are ready")
@@ -168,6 +169,11 @@ class Coordinator:
         """Note why a site is not in the round."""
         self._record.missing[site] = why
         self._tell("missing", site, why)
+
+    @property
+    def _answered(self) -> Mapping[str, object]:
+        """The sites whose answer of this phase was accepted."""
+        return self._ready if self._phase is Phase.READY else self._record.metrics
 
     @property
     def _round(self) -> int:
@@ -200,6 +206,8 @@ class Coordinator:
         expected = {Phase.READY: Readiness, Phase.TRAIN: Update, Phase.VALIDATE: Validation}[self._phase]
         if site not in self.plan.sites or reply.site != site:
             raise UpdateRejectedError("site-unknown", f"{site!r} sent a reply in the name of {reply.site!r}.")
+        if isinstance(reply, Refusal) and not reply.run_id:
+            return  # the site could not read the request, so it does not know the round either
         if (reply.run_id, reply.round) != (self.plan.run_id, self._round):
             raise UpdateRejectedError(
                 "round-stale",
@@ -212,10 +220,7 @@ class Coordinator:
             raise UpdateRejectedError("site-unknown", f"{site} did not say that it is ready.")
 
     def _add(self, site: str, update: Update, size: int) -> None:
-        """Add an update to the sum, once."""
-        if site in self._record.metrics:
-            event(_LOG, "second update ignored", site=site, round=self._round)
-            return
+        """Add an update to the sum."""
         self._sum.check(update)
         self._sum.add(update)
         self._record.participants.append(site)
@@ -227,6 +232,8 @@ class Coordinator:
         record = self._finish_record()
         self._require_quorum(len(record.participants), "sent an update")
         self.model = apply_total(self.model, self._sum.open(), self.plan.weighting)
+        if self.best_validation is None:  # no site can measure: the last model is the one to keep
+            self.best = self.model
         self._open_round()
         return record
 

@@ -6,7 +6,6 @@ kind of record and the record itself as JSON. It names registered networks and n
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -85,9 +84,10 @@ class TrainingPlan:
     learning_rate: float
 
     def __post_init__(self) -> None:
-        _require(1 <= self.iterations <= 100_000, f"iterations {self.iterations}")
-        _require(1 <= self.batch_size <= 1024, f"batch_size {self.batch_size}")
-        _require(0 <= self.learning_rate <= 10 and math.isfinite(self.learning_rate), "learning_rate")
+        _require(isinstance(self.network, str) and isinstance(self.preset, str), "network or preset")
+        _require(_is_count(self.iterations, 1, 100_000), f"iterations {self.iterations}")
+        _require(_is_count(self.batch_size, 1, 1024), f"batch_size {self.batch_size}")
+        _require(_is_number(self.learning_rate, 0.0, 10.0), f"learning_rate {self.learning_rate}")
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,17 @@ class RoundPlan:
     aggregation_weights: Mapping[str, float]
     protection: Protection
     model_hash: str
+
+    def __post_init__(self) -> None:
+        _require(isinstance(self.run_id, str) and isinstance(self.model_hash, str), "run_id or model_hash")
+        _require(_is_count(self.rounds, 1), f"rounds {self.rounds}")
+        _require(_is_count(self.round, 1, self.rounds + 1), f"round {self.round}")
+        _require(_is_count(self.seed), f"seed {self.seed}")
+        weights = self.aggregation_weights
+        _require(
+            isinstance(weights, Mapping) and all(_is_number(w) and w > 0 for w in weights.values()),
+            "aggregation_weights",
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,8 +277,10 @@ def decode_call(buffer: bytes | bytearray | memoryview) -> Call:
         training = TrainingPlan(**{**plan["training"], "task": Task(plan["training"]["task"])})
         round_plan = RoundPlan(**{**plan, "training": training, "protection": Protection(plan["protection"])})
         phase = Phase(body["phase"])
-        model = None if phase is Phase.READY else GlobalModel(int(body["model_round"]), tensors)
-        return Call(phase, round_plan, model)
+        if phase is Phase.READY:
+            return Call(phase, round_plan)
+        _require(_is_count(body["model_round"]), "model_round")
+        return Call(phase, round_plan, GlobalModel(body["model_round"], tensors))
     except (KeyError, TypeError, ValueError) as error:
         raise UpdateRejectedError("message-invalid", f"The request cannot be read: {error}.") from error
 
@@ -298,23 +311,29 @@ def decode_reply(buffer: bytes | bytearray | memoryview) -> Reply:
 
 def _check_reply(reply: Reply) -> None:
     """Check the plain fields that arithmetic or people rely on."""
-    _require(isinstance(reply.run_id, str) and isinstance(reply.site, str), "run_id and site must be text")
-    _require(type(reply.round) is int and reply.round >= 0, "round must be a whole number")
+    _require(isinstance(reply.run_id, str) and isinstance(reply.site, str), "run_id or site")
+    _require(_is_count(reply.round), "round")
     if isinstance(reply, Refusal):
-        _require(reply.code in CODES, "a refusal needs a registered code")
+        _require(reply.code in CODES, "a refusal's code")
     if isinstance(reply, Update | Validation):
-        _require(
-            isinstance(reply.metrics, dict)
-            and all(isinstance(v, int | float) and math.isfinite(v) for v in reply.metrics.values()),
-            "metrics must be finite numbers",
-        )
+        metrics = reply.metrics
+        _require(isinstance(metrics, dict) and all(map(_is_number, metrics.values())), "metrics")
     if isinstance(reply, Update | Readiness):
-        _require(type(reply.num_studies) is int and reply.num_studies >= 0, "num_studies")
+        _require(_is_count(reply.num_studies), "num_studies")
+    if isinstance(reply, Update):
+        _require(reply.kind == "delta", "an update's kind")
 
 
 def _encode(kind: str, body: Mapping[str, Any], tensors: Tensors) -> bytearray:
-    """Write version, kind, JSON body and tensors."""
-    document = json.dumps(body, default=dict, allow_nan=False)
+    """Write version, kind, JSON body and tensors.
+
+    Raises:
+        UpdateRejectedError: If a number is not finite.
+    """
+    try:
+        document = json.dumps(body, default=dict, allow_nan=False)
+    except ValueError as error:
+        raise UpdateRejectedError("message-invalid", f"The {kind} cannot be written: {error}.") from error
     return pack(tensors, {"ucadi": str(WIRE_VERSION), "kind": kind, "body": document})
 
 
@@ -335,6 +354,16 @@ def _decode(buffer: bytes | bytearray | memoryview) -> tuple[str, dict[str, Any]
     except (ValueError, RecursionError) as error:
         raise UpdateRejectedError("message-invalid", f"The message cannot be read: {error}.") from error
     return kind, body, tensors
+
+
+def _is_count(value: object, low: int = 0, high: int = 2**53) -> bool:
+    """Tell whether a value is a whole number within bounds; a bool is none."""
+    return type(value) is int and low <= value <= high
+
+
+def _is_number(value: object, low: float = -1e12, high: float = 1e12) -> bool:
+    """Tell whether a value is a number within bounds, which NaN never is; a bool is none."""
+    return (type(value) is int or type(value) is float) and low <= value <= high
 
 
 def _require(condition: bool, what: str) -> None:

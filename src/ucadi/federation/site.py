@@ -60,10 +60,10 @@ class Site:
                 f"The request is for round {plan.round} of run {plan.run_id!r}, "
                 f"this site is at round {self._round} of run {self._run_id!r}.",
             )
-        if plan.round > self._round:
-            self._run_id, self._round, self._answered = plan.run_id, plan.round, {}
         if call.phase is not Phase.READY and (call.model is None or call.model.hash != plan.model_hash):
             raise FederationError("model-mismatch", "The model's hash is not the one in the plan.")
+        if plan.round > self._round:
+            self._run_id, self._round, self._answered = plan.run_id, plan.round, {}
 
     def _do(self, call: Call) -> Reply:
         """Do what the request asks."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int16
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
 
 from ucadi.imaging.volume import Volume
 
@@ -36,7 +36,7 @@ class SeriesHeader:
         manufacturer: Label of the scanner.
         kernel: Label of the reconstruction kernel.
         intercept: Rescale intercept; the slope is 1.
-        is_signed: Whether stored values are signed; unsigned values need an intercept that keeps them above 0.
+        is_signed: Whether stored values are signed; unsigned ones need HU not below the intercept.
         padding_hu: Value outside the scan circle, None for none.
         kvp: Tube voltage.
         acquired_at: Date and time in the headers.
@@ -50,11 +50,11 @@ class SeriesHeader:
     is_signed: bool = True
     padding_hu: int | None = None
     kvp: int = 120
-    acquired_at: datetime = datetime(2020, 1, 1, 12, 0, 0)  # noqa: DTZ001 - DICOM local time, fixed
+    acquired_at: datetime = datetime(2020, 1, 1, 12, 0, 0)
 
-    def uid(self, *parts: str) -> str:
+    def uid(self, *parts: str) -> UID:
         """Return the UID of a part of the study: the same for the same keys."""
-        return str(generate_uid(entropy_srcs=["ucadi phantom", self.patient_key, self.study_key, *parts]))
+        return generate_uid(entropy_srcs=["ucadi phantom", self.patient_key, self.study_key, *parts])
 
 
 def write_ct_series(

@@ -36,11 +36,12 @@ def load_parameters(network: nn.Module, parameters: Tensors) -> None:
         raise CheckpointError(
             "checkpoint-invalid", f"{len(odd)} parameters do not fit, the first is {odd[0]!r}."
         )
+    for name, value in own.items():
+        if tuple(value.shape) != parameters[name].shape:
+            raise CheckpointError(
+                "checkpoint-invalid",
+                f"{name} has shape {parameters[name].shape}, expected {tuple(value.shape)}.",
+            )
     with torch.no_grad():
         for name, value in own.items():
-            array = parameters[name]
-            if tuple(value.shape) != array.shape:
-                raise CheckpointError(
-                    "checkpoint-invalid", f"{name} has shape {array.shape}, expected {tuple(value.shape)}."
-                )
-            value.copy_(torch.from_numpy(np.array(array, dtype=np.float32)))
+            value.copy_(torch.from_numpy(np.array(parameters[name], dtype=np.float32)))

@@ -68,11 +68,11 @@ STYLES: dict[str, SiteStyle] = {
         _mix(0.42, 0.44, 0.07, 0.07),
     ),
     "B": SiteStyle(
-        "B", "phantom B", "standard", 1.25, 0.4, 0.0, 32.0, 0.56, -6.0, 1.01, 360.0, -3024, -1024, True,
+        "B", "phantom B", "standard", 1.25, 0.4, 0.0, 32.0, 0.56, -6.0, 1.01, 370.0, -3024, -1024, True,
         _mix(0.45, 0.04, 0.06, 0.45),
     ),
     "C": SiteStyle(
-        "C", "phantom C", "smooth", 5.0, 1.1, 0.0, 22.0, 0.84, 12.0, 0.985, 340.0, -2048, 0, True,
+        "C", "phantom C", "smooth", 5.0, 1.1, 0.0, 22.0, 0.84, 12.0, 0.985, 360.0, -2048, 0, True,
         _mix(0.42, 0.16, 0.42, 0.0),
     ),
     "D": SiteStyle(
@@ -124,7 +124,8 @@ def acquire(rendered: RenderedPatient, style: SiteStyle, rng: np.random.Generato
     hu = (hu + np.float32(1000.0)) * np.float32(style.gain)
     hu += np.float32(style.offset_hu - 1000.0)
     hu += _draw_noise(rng, rendered.hu, style, pixel_mm)
-    np.rint(np.clip(hu, _MIN_HU, _MAX_HU, out=hu), out=hu)
+    lowest = _MIN_HU if style.is_signed else max(_MIN_HU, style.intercept)  # unsigned pixels end at 0
+    np.rint(np.clip(hu, lowest, _MAX_HU, out=hu), out=hu)
     voxels = hu.astype(np.int16)
     if style.padding_hu is not None:
         voxels[:, _outside_circle(voxels.shape[1:])] = style.padding_hu

@@ -104,7 +104,7 @@ def draw_build(rng: np.random.Generator) -> Build:
         breast_mm=rng.uniform(10.0, 28.0) if rng.random() < 0.4 else 0.0,
         heart=rng.uniform(0.9, 1.12),
         dome_mm=rng.uniform(-74.0, -58.0),
-        parenchyma_hu=rng.uniform(-905.0, -872.0),
+        parenchyma_hu=rng.uniform(-890.0, -856.0),
         gradient_hu=rng.uniform(30.0, 60.0),
         dependent_hu=rng.uniform(60.0, 190.0) if rng.random() < 0.5 else 0.0,
         emphysema=rng.uniform(0.05, 0.25) if rng.random() < 0.2 else 0.0,
@@ -124,7 +124,9 @@ def draw_thorax(rng: np.random.Generator) -> Thorax:
     scale = float((drawn.scale / reference_ml) ** (1.0 / 3.0))
     build = Build(**{**drawn.__dict__, "scale": scale})
     scaled = Lattice(
-        lattice.shape, _STEP_MM * scale, tuple(scale * v for v in lattice.origin_mm)  # type: ignore[arg-type]  # three values
+        lattice.shape,
+        _STEP_MM * scale,
+        tuple(scale * v for v in lattice.origin_mm),  # type: ignore[arg-type]  # three values
     )
     fields = {
         name: Field(np.ascontiguousarray(nodes * np.float32(scale)), scaled)
@@ -176,7 +178,9 @@ class _Shapes:
         self.wall_noise = wall_noise.in_plane(rows, columns).at(heights)
         self.z, self.y, self.x = z + 2.5 * dz, y + 2.5 * dy, x + 3.0 * dx
         self.level = z
-        a, b, shift = (PchipInterpolator(_HEIGHT, v)(z).astype(np.float32) for v in (_HALF_WIDTH, _HALF_DEPTH, _SHIFT))
+        a, b, shift = (
+            PchipInterpolator(_HEIGHT, v)(z).astype(np.float32) for v in (_HALF_WIDTH, _HALF_DEPTH, _SHIFT)
+        )
         self.half_width, self.half_depth, self.center_y = a * build.width, b * build.depth, shift
         self.spine = self.spine_y(z.ravel()).astype(np.float32)[:, None, None]
         self.v = self.y - shift  # from the cavity's centre to the back
@@ -199,7 +203,9 @@ class _Shapes:
         q = [(c - m) / r for c, m, r in zip((self.z, self.y, self.x), center, radii, strict=True)]
         return np.asarray((1.0 - np.sqrt(q[0] ** 2 + q[1] ** 2 + q[2] ** 2)) * min(radii), dtype=np.float32)
 
-    def _tube(self, start: tuple[float, float, float], end: tuple[float, float, float], radius: float) -> np.ndarray:
+    def _tube(
+        self, start: tuple[float, float, float], end: tuple[float, float, float], radius: float
+    ) -> np.ndarray:
         """Distance to a capsule."""
         d = [float(b - a) for a, b in zip(start, end, strict=True)]  # no float64 scalars: they widen arrays
         p = (self.z - start[0], self.y - start[1], self.x - start[2])
@@ -210,7 +216,7 @@ class _Shapes:
     def heart(self) -> np.ndarray:
         """Heart: two chambers that lean to the left front."""
         h = self.build.heart
-        left = self._ball((-48.0, -22.0, 34.0), (46.0 * h, 42.0 * h, 46.0 * h))
+        left = self._ball((-48.0, -22.0, 37.0), (46.0 * h, 43.0 * h, 49.0 * h))
         right = self._ball((-42.0, -28.0, -4.0), (44.0 * h, 40.0 * h, 38.0 * h))
         return smooth_max(left, right, 14.0)
 
@@ -238,7 +244,7 @@ class _Shapes:
         """What the lungs leave free: a column from breastbone to spine, the heart with its fat, the spine."""
         half = np.interp(self.level, [-150, -60, 0, 40, 80, 130], [26, 24, 27, 33, 36, 34]).astype(np.float32)
         half = half * (1.0 - 0.35 * np.clip((self.v - 10.0) / 50.0, 0, 1))  # slimmer beside the spine
-        u, v = self.x / half, (self.v + 2.0) / (self.half_depth + 8.0)
+        u, v = (self.x - 4.0) / half, (self.v + 2.0) / (self.half_depth + 8.0)
         column = (1.0 - np.hypot(u, v)) * half
         front = 7.0 - np.abs(self.x)  # anterior junction: lungs nearly meet behind the breastbone
         out = smooth_max(column, front, 10.0)
@@ -250,7 +256,7 @@ class _Shapes:
     def diaphragm(self) -> np.ndarray:
         """Height above the two domes, in mm."""
         right = self._dome(-66.0, self.build.dome_mm)
-        left = self._dome(68.0, self.build.dome_mm - 13.0)
+        left = self._dome(68.0, self.build.dome_mm - 5.0)
         return np.where(self.x < 0, right, left)
 
     def _dome(self, center_x: float, top: float) -> np.ndarray:
@@ -265,7 +271,8 @@ class _Shapes:
         u, v = np.abs(self.x) - 44.0 * self.build.width, self.v - 8.0
         radial = np.sqrt(1.0 + (u**2 + v**2) / 34.0**2)
         return np.asarray(
-            (112.0 + np.where(self.x < 0, 2.0, 0.0) - 40.0 * (radial - 1.0) - self.z) / np.sqrt(2.0), dtype=np.float32
+            (112.0 + np.where(self.x < 0, 2.0, 0.0) - 40.0 * (radial - 1.0) - self.z) / np.sqrt(2.0),
+            dtype=np.float32,
         )
 
     def lung(self) -> np.ndarray:
@@ -280,7 +287,12 @@ class _Shapes:
         side = np.clip((np.abs(self.x) - 50.0) / 60.0, 0, 1) * np.clip((self.level + 60.0) / 120.0, 0, 1)
         front = np.clip(-self.v / 60.0, 0, 1) * np.clip((self.level + 10.0) / 60.0, 0, 1)
         shoulder = np.clip((self.level - 40.0) / 70.0, 0, 1)
-        muscle_mm = 9.0 + 24.0 * back + (15.0 + 60.0 * shoulder) * side + 9.0 * front * np.clip(np.abs(self.x) / 30.0 - 0.4, 0, 1)
+        muscle_mm = (
+            9.0
+            + 24.0 * back
+            + (15.0 + 60.0 * shoulder) * side
+            + 9.0 * front * np.clip(np.abs(self.x) / 30.0 - 0.4, 0, 1)
+        )
         fat = fat_mm * (1.0 + 0.25 * self.wall_noise * 0.3)
         a = np.maximum(self.half_width + 26.0 + fat_mm, (150.0 + fat_mm * 0.5) * shoulder) + 22.0 * shoulder
         b = np.maximum(self.half_depth + 20.0 + 0.6 * fat_mm, 72.0 * shoulder)
@@ -289,7 +301,9 @@ class _Shapes:
         self.v = self.v + 6.0
         body = smooth_max(body, self._breasts(), 14.0) if self.build.breast_mm else body
         depth = -self.cavity
-        muscle = np.minimum(np.minimum(muscle_mm + 2.5 * self.wall_noise - depth, depth + 2.0), body - 2.0 - fat * 0.35)
+        muscle = np.minimum(
+            np.minimum(muscle_mm + 2.5 * self.wall_noise - depth, depth + 2.0), body - 2.0 - fat * 0.35
+        )
         return {
             "cavity": self.cavity,
             "body": body,
@@ -301,13 +315,17 @@ class _Shapes:
         t = self.build.breast_mm
         y = -self.build.depth * 88.0 - 4.0
         radii = (60.0, 22.0 + t, 62.0)
-        return np.maximum(self._ball((-35.0, y, -72.0), radii), self._ball((-35.0, y, 72.0), radii))
+        return np.asarray(np.maximum(*(self._ball((-35.0, y, x), radii) for x in (-72.0, 72.0))))
 
     def _soft(self, lung: np.ndarray) -> np.ndarray:
         """Heart, vessels and what lies below the diaphragm."""
-        below = np.minimum(-self.diaphragm() - 2.0, self.cavity - 3.0) - np.maximum(0.0, 26.0 - np.abs(self.x)) * 0.6
+        below = (
+            np.minimum(-self.diaphragm() - 2.0, self.cavity - 3.0)
+            - np.maximum(0.0, 26.0 - np.abs(self.x)) * 0.6
+        )
         self._below = below
-        return np.minimum(np.maximum(np.maximum(self.heart(), self.great_vessels()), below), -lung - 0.5).astype(np.float32)
+        chest = np.maximum(self.heart(), self.great_vessels())
+        return np.asarray(np.minimum(np.maximum(chest, below), -lung - 0.5), dtype=np.float32)
 
     def organ_hu(self) -> np.ndarray:
         """HU of the organ at each node."""

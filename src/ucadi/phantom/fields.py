@@ -82,11 +82,10 @@ class Field:
     def at(self, points_mm: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, " n"]:
         """Read the field at scattered points (z, y, x)."""
         index = (points_mm - np.array(self.lattice.origin_mm)) / self.lattice.step_mm
-        mode = "grid-wrap" if self.is_periodic else "nearest"
-        values: np.ndarray = ndimage.map_coordinates(
-            self.nodes, index.T, order=3, mode=mode, prefilter=False
+        values = ndimage.map_coordinates(
+            self.nodes, index.T, order=3, mode="grid-wrap" if self.is_periodic else "nearest", prefilter=False
         )
-        return values.astype(np.float32)
+        return np.asarray(values, dtype=np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +105,7 @@ class InPlane:
             nodes = self.slices[used[0] : used[-1] + 1]
             used = np.arange(used[0], used[-1] + 1)
         flat = np.matmul(weights[:, used], nodes.reshape(len(used), -1))
-        return flat.reshape(len(z_mm), *self.slices.shape[1:])
+        return np.asarray(flat.reshape(len(z_mm), *self.slices.shape[1:]))
 
 
 def noise_field(rng: np.random.Generator, nodes: int, step_mm: float) -> Field:

@@ -23,11 +23,14 @@ from ucadi.types import FindingClass, Severity
 __all__ = ["ATYPICAL_SHARE", "SEVERITY_SHARE", "Lesions", "Pattern", "draw_lesions", "draw_pattern"]
 
 SEVERITY_SHARE: dict[Severity, tuple[float, float]] = {
-    Severity.I: (0.02, 0.10),
+    Severity.I: (0.0, 0.10),
     Severity.II: (0.10, 0.30),
-    Severity.III: (0.30, 0.60),
+    Severity.III: (0.30, 1.0),
 }
-"""Diseased share of the lungs that bounds each COVID-19 grade; 2 % and 60 % bound what is drawn."""
+"""Diseased share of the lungs that bounds each COVID-19 grade."""
+
+_DRAWN_SHARE = (0.01, 0.60)
+"""Least and most disease that is drawn."""
 
 ATYPICAL_SHARE: dict[FindingClass, float] = {
     FindingClass.COVID_19: 0.15,
@@ -37,7 +40,7 @@ ATYPICAL_SHARE: dict[FindingClass, float] = {
 """Share of each class that shows another class' pattern."""
 
 _STEP_MM = 4.0
-_GRADE_MIX = (0.58, 0.27, 0.15)
+_GRADE_MIX = (0.62, 0.25, 0.13)
 
 
 class Pattern(StrEnum):
@@ -122,7 +125,7 @@ def _share_bounds(pattern: Pattern, severity: Severity | None) -> tuple[float, f
     """Return the bounds of the diseased share, kept a little inside a grade's own."""
     if severity is not None:
         low, high = SEVERITY_SHARE[severity]
-        return 1.04 * low, 0.96 * high
+        return max(1.04 * low, _DRAWN_SHARE[0]), min(0.96 * high, _DRAWN_SHARE[1])
     return {
         Pattern.PERIPHERAL: (0.03, 0.40),
         Pattern.DIFFUSE: (0.06, 0.45),
@@ -147,6 +150,7 @@ class _Canvas:
         self.extent = np.full(self.lattice.shape, -60.0, np.float32)
         self.target = np.full(self.lattice.shape, -600.0, np.float32)
         self.edge_mm, self.texture_hu, self.septa_hu, self.wall_mm = 5.0, 45.0, 0.0, 0.0
+        self.border_mm = 0.0  # outer part that stays ground glass around consolidation
         self.nodules, self.cavity = NO_TUBES, NO_TUBES
 
     def _read(self, field: Field) -> Float[np.ndarray, "z y x"]:
@@ -162,7 +166,7 @@ class _Canvas:
         one_sided = share < 0.08 and rng.random() < 0.62
         sides = [str(rng.choice(["left", "right"]))] if one_sided else ["left", "right"]
         count = int(rng.integers(3, 10) + 60 * share)
-        centers = self._subpleural(count, sides, 7.0 + 25.0 * share)
+        centers = self._subpleural(count, sides, 4.0 + 22.0 * share)
         mean_mm = (3.0 * share * self.thorax.volume_ml * 1000.0 / (4.0 * np.pi * count)) ** (1.0 / 3.0)
         dense = float(np.clip(rng.normal(0.15 + 0.9 * share, 0.15), 0.0, 0.8))
         ground = rng.uniform(-650.0, -450.0)
@@ -175,6 +179,9 @@ class _Canvas:
                 place = center + rng.normal(0.0, 0.5 * radius, 3)
                 size = radius * rng.uniform(0.5, 0.9)
                 self._blob(place, size, hu + rng.normal(0.0, 30.0), core, is_ring, flatten=1.0 - share)
+        satellites = int(rng.integers(3, 16))
+        for center in self._subpleural(satellites, sides, 9.0 + 22.0 * share):
+            self._blob(center, rng.uniform(5.0, 9.0), ground + rng.normal(0.0, 50.0), None, False, 0.0)
         self._roughen(3.0, 12.0)
         self.edge_mm = rng.uniform(5.0, 11.0)
         self.septa_hu = rng.uniform(80.0, 180.0) if rng.random() < 0.25 + share else 0.0
@@ -182,9 +189,10 @@ class _Canvas:
     def diffuse(self, share: float) -> None:
         """Fine ground glass without a side or depth, small nodules, thick bronchial walls."""
         rng = self.rng
-        self.extent = 5.0 * self._noise(9.0) + 7.0 * self._noise(30.0)
-        self.extent += rng.uniform(0.0, 0.2) * np.minimum(self.lung, 30.0)
-        self.target = rng.uniform(-740.0, -620.0) + 35.0 * self._noise(22.0)
+        self.extent = np.asarray(5.0 * self._noise(9.0) + 7.0 * self._noise(30.0), dtype=np.float32)
+        self.extent += np.float32(rng.uniform(0.0, 0.2)) * np.minimum(self.lung, 30.0)
+        ground = rng.uniform(-740.0, -620.0)
+        self.target = np.asarray(ground + 35.0 * self._noise(22.0), dtype=np.float32)
         self.edge_mm, self.texture_hu = 8.0, 35.0
         self.wall_mm = rng.uniform(0.4, 1.3)
         self._scatter_nodules(int(rng.integers(40, 160)), (1.0, 2.4), None)
@@ -205,15 +213,17 @@ class _Canvas:
             radius = float((share * self.thorax.volume_ml * 1000.0 / 3.0 / len(chosen)) ** (1.0 / 3.0)) + 6.0
             bulk = self._distance(center, radius * rng.uniform(0.7, 1.3, 3), slice(None))
             self.extent = np.maximum(self.extent, np.minimum(bulk, border + 1.0))
-        self._roughen(4.0, 14.0)
+        self._roughen(2.0, 9.0)
         self.target = np.full_like(self.extent, hu)
         self.edge_mm, self.texture_hu = 6.0, 28.0
         self._scatter_nodules(int(rng.integers(10, 60)), (1.0, 2.2), chosen)
-        self._ground_glass_border(rng.uniform(3.0, 10.0))
+        self.border_mm = rng.uniform(3.0, 10.0)
         if rng.random() < 0.10:
             deepest = np.unravel_index(int(np.argmax(np.minimum(self.extent, self.lung))), self.extent.shape)
             middle = self._position(deepest)[None]
-            self.cavity = Tubes(middle, middle + (3.0, 2.0, 5.0), np.array([rng.uniform(6.0, 12.0)]))
+            self.cavity = Tubes(
+                middle, middle + np.array([3.0, 2.0, 5.0]), np.array([rng.uniform(6.0, 12.0)])
+            )
 
     def patchy(self, share: float) -> None:
         """Patches of consolidation around bronchi in both lungs."""
@@ -236,7 +246,7 @@ class _Canvas:
         low, high = (np.array(corner) for corner in self.thorax.lung_box_mm)
         height, back, _ = ((pool - low) / (high - low)).T
         depth = self.thorax.lung.at(pool)
-        weight = np.exp(-depth / depth_mm + 2.6 * back - 1.0 * height)
+        weight = np.exp(-depth / depth_mm + 3.4 * back - 1.2 * height)
         return np.asarray(pool[self.rng.choice(len(pool), count, p=weight / weight.sum())])
 
     def _in_lobe(self, border: np.ndarray) -> np.ndarray:
@@ -263,17 +273,27 @@ class _Canvas:
         a, b, c = (box, box, box) if isinstance(box, slice) else box
         cz, cy, cx = (float(v) for v in center)
         rz, ry, rx = (float(v) for v in radii)
-        q = ((self.z[a] - cz) / rz) ** 2 + ((self.y[:, b] - cy) / ry) ** 2 + ((self.x[:, :, c] - cx) / rx) ** 2
+        q = (
+            ((self.z[a] - cz) / rz) ** 2
+            + ((self.y[:, b] - cy) / ry) ** 2
+            + ((self.x[:, :, c] - cx) / rx) ** 2
+        )
         return np.asarray((1.0 - np.sqrt(q)) * min(rz, ry, rx), dtype=np.float32)
 
     def _blob(
-        self, center: np.ndarray, radius: float, hu: float, core_hu: float | None, is_ring: bool, flatten: float
+        self,
+        center: np.ndarray,
+        radius: float,
+        hu: float,
+        core_hu: float | None,
+        is_ring: bool,
+        flatten: float,
     ) -> None:
         """Add a rounded patch; near the pleura it spreads along it."""
         box = self._box(center, 2.2 * radius + 8.0)
         u = self._distance(center, radius * self.rng.uniform(0.75, 1.4, 3), box)
         lung = self.lung[box]
-        u = u - np.float32(0.7 * flatten) * np.maximum(lung - np.float32(0.75 * radius), 0.0)
+        u = u - np.float32(1.1 * flatten) * np.maximum(lung - np.float32(0.6 * radius), 0.0)
         target = np.full_like(u, hu)
         if core_hu is not None:
             inner = np.clip((u / radius - 0.25) * 4.0, 0, 1)
@@ -284,11 +304,9 @@ class _Canvas:
 
     def _roughen(self, amplitude_mm: float, length_mm: float) -> None:
         """Give the border an irregular course."""
-        self.extent += np.float32(amplitude_mm) * (self._noise(length_mm) + 0.6 * self._noise(0.5 * length_mm))
-
-    def _ground_glass_border(self, width_mm: float) -> None:
-        """Let the outermost part be ground glass; the level is not final yet, so it follows the extent."""
-        self.border_mm = width_mm
+        self.extent += np.float32(amplitude_mm) * (
+            self._noise(length_mm) + 0.6 * self._noise(0.5 * length_mm)
+        )
 
     def _scatter_nodules(self, count: int, radius_mm: tuple[float, float], lobes: list[str] | None) -> None:
         """Add centrilobular nodules, some joined by a stem to a bud."""
@@ -310,7 +328,7 @@ class _Canvas:
         extent = Field(self.extent, self.lattice)
         level = float(np.quantile(self._read(extent)[lung], 1.0 - share))
         values = self.extent - np.float32(level)
-        if pattern is Pattern.LOBAR:
+        if self.border_mm:
             inner = np.clip(values / self.border_mm, 0, 1)
             self.target = (self.target * inner + np.float32(-520.0) * (1.0 - inner)).astype(np.float32)
         return Lesions(

@@ -56,17 +56,22 @@ class Fissures:
         return np.asarray(z - (self.minor_mm + wave))
 
     def lobe(
-        self, lobe: Lobe, z: Float[np.ndarray, "..."], y: Float[np.ndarray, "..."], x: Float[np.ndarray, "..."]
+        self,
+        lobe: Lobe,
+        z: Float[np.ndarray, "..."],
+        y: Float[np.ndarray, "..."],
+        x: Float[np.ndarray, "..."],
     ) -> Float[np.ndarray, "..."]:
         """Return the distance in mm to a lobe's borders with its neighbours and the midline."""
         side = -x if lobe.is_right else x
         oblique = self.oblique(z, y, x)
         if lobe in (Lobe.RIGHT_LOWER, Lobe.LEFT_LOWER):
-            return np.minimum(side, -oblique)
+            return np.asarray(np.minimum(side, -oblique))
         if lobe is Lobe.LEFT_UPPER:
-            return np.minimum(side, oblique)
+            return np.asarray(np.minimum(side, oblique))
         minor = self.minor(z, y, x)
-        return np.minimum(np.minimum(side, oblique), minor if lobe is Lobe.RIGHT_UPPER else -minor)
+        upper = minor if lobe is Lobe.RIGHT_UPPER else -minor
+        return np.asarray(np.minimum(np.minimum(side, oblique), upper))
 
 
 def draw_fissures(rng: np.random.Generator, scale: float) -> Fissures:

@@ -97,5 +97,3 @@ def _draw_scars(rng: np.random.Generator, thorax: Thorax) -> Tubes:
     reach[bands:] = 0.0
     radius = np.concatenate([rng.uniform(0.7, 1.6, bands), rng.uniform(1.2, 4.5, balls)])
     return join(Tubes(start, start + reach, radius))
-
-

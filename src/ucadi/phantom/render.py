@@ -27,6 +27,10 @@ _AIR_HU, _FAT_HU, _MUSCLE_HU, _SKIN_HU, _BLOOD_HU, _WALL_HU = -1000.0, -104.0, 5
 _LUMEN_HU = -985.0
 
 
+InnerSlab = Float[np.ndarray, "z inner_y inner_x"]
+"""A slab over the lungs' rows and columns only."""
+
+
 @dataclass(frozen=True, eq=False)
 class RenderedPatient:
     """What an ideal scanner would see.
@@ -75,7 +79,9 @@ def _upright_axes(grid: Grid) -> Axes:
     """Return the coordinates of slices, rows and columns."""
     upright = Grid.from_spacing(grid.shape, grid.spacing_mm, grid.origin_mm)
     if not grid.is_close(upright) or min(grid.shape) < 2:
-        raise ValueError("a phantom is rendered on an upright grid with ascending axes and several voxels per axis")
+        raise ValueError(
+            "a phantom is rendered on an upright grid with ascending axes and several voxels per axis"
+        )
     z, y, x = (
         o + s * np.arange(n) for o, s, n in zip(grid.origin_mm, grid.spacing_mm, grid.shape, strict=True)
     )
@@ -91,7 +97,9 @@ class _Painter:
         self.blur_mm = (step_mm, self.pixel_mm)
         thorax, lesions = patient.thorax, patient.lesions
         self.rows, self.columns = (
-            slice(*np.searchsorted(axis, (thorax.lung_box_mm[0][i] - 4, thorax.lung_box_mm[1][i] + 4)).tolist())
+            slice(
+                *np.searchsorted(axis, (thorax.lung_box_mm[0][i] - 4, thorax.lung_box_mm[1][i] + 4)).tolist()
+            )
             for i, axis in ((1, axes[1]), (2, axes[2]))
         )
         self.box = axes[0], axes[1][self.rows], axes[2][self.columns]
@@ -108,7 +116,12 @@ class _Painter:
         }
         wall = 0.0 if lesions is None else lesions.wall_mm
         self.tissue = self._paint(patient.vessels)
-        paint(patient.bronchi.grown(0.25 + 0.1 * patient.bronchi.radius + wall), self.box, self.blur_mm, self.tissue)
+        paint(
+            patient.bronchi.grown(0.25 + 0.1 * patient.bronchi.radius + wall),
+            self.box,
+            self.blur_mm,
+            self.tissue,
+        )
         paint(patient.windpipe.grown(1.6), self.box, self.blur_mm, self.tissue)
         paint(patient.scars, self.box, self.blur_mm, self.tissue)
         self.lumen = self._paint(patient.bronchi)
@@ -124,13 +137,13 @@ class _Painter:
         paint(tubes, self.box, self.blur_mm, out)
         return out
 
-    def placed(self, inner: Slab) -> Slab:
+    def placed(self, inner: InnerSlab) -> Slab:
         """Put an array over the lung box into full slices of zeros."""
         out = np.zeros((len(inner), len(self.axes[1]), len(self.axes[2])), np.float32)
         out[:, self.rows, self.columns] = inner
         return out
 
-    def slab(self, part: slice) -> tuple[Slab, Slab, Slab]:
+    def slab(self, part: slice) -> tuple[Slab, InnerSlab, InnerSlab]:
         """Return HU over full slices, and the lesions' and lungs' shares over the lung box."""
         z = self.axes[0][part]
         axes = z, self.axes[1], self.axes[2]
@@ -189,14 +202,22 @@ class _Painter:
             lesion = self._disease(hu, inner, noise, part)
         return hu, lesion
 
-    def _emphysema(self, hu: Slab, fine: Slab, noise: Slab, z: Slab) -> None:
+    def _emphysema(self, hu: Slab, fine: Slab, noise: Slab, z: Float[np.ndarray, " z"]) -> None:
         """Empty small holes, more of them above."""
         low, high = (corner[0] for corner in self.patient.thorax.lung_box_mm)
         upper = np.clip((z - low) / (high - low), 0, 1)[:, None, None]
-        holes = np.clip((0.5 * fine + noise - 1.6 + 1.6 * self.patient.thorax.build.emphysema * 4 * upper) * 2.0, 0, 1)
+        holes = np.clip(
+            (0.5 * fine + noise - 1.6 + 1.6 * self.patient.thorax.build.emphysema * 4 * upper) * 2.0, 0, 1
+        )
         hu += holes * (np.float32(-975.0) - hu)
 
-    def _fissures(self, hu: Slab, z: Slab, y: Slab, x: Slab) -> None:
+    def _fissures(
+        self,
+        hu: Slab,
+        z: Float[np.ndarray, " z"],
+        y: Float[np.ndarray, " y"],
+        x: Float[np.ndarray, " x"],
+    ) -> None:
         """Draw the fissures as lines of about one mm."""
         fissures = self.patient.fissures
         points = z[:, None, None], y[None, :, None], x[None, None, :]
@@ -219,7 +240,9 @@ class _Painter:
         fade = np.clip(extent * np.float32(1.0 / lesions.edge_mm) + np.float32(0.6), 0, 1)
         fade *= fade * (3.0 - 2.0 * fade)
         target = inner["target"]
-        softness = np.clip(target * np.float32(-1.0 / 450.0), 0.25, 1.2)  # dense lung is even, ground glass is not
+        softness = np.clip(
+            target * np.float32(-1.0 / 450.0), 0.25, 1.2
+        )  # dense lung is even, ground glass is not
         target = target + (np.float32(lesions.texture_hu) * softness) * (fine + 1.1 * noise)
         if lesions.septa_hu:
             ridge = np.clip(1.0 - np.abs(noise + 0.35 * fine) * 5.0, 0, 1)

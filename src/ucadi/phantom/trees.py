@@ -10,7 +10,7 @@ from ucadi.phantom.anatomy import HILA_MM, Thorax
 
 __all__ = ["Tubes", "draw_airways", "draw_vessels", "join", "paint", "points_in_lung"]
 
-_TIP_RADIUS_MM = 0.7
+_TIP_RADIUS_MM = 0.74
 _MURRAY = 2.65
 """Radius grows with the number of tips to the power 1/2.65. Source: morphometry of pulmonary arteries."""
 
@@ -68,7 +68,7 @@ def draw_vessels(rng: np.random.Generator, thorax: Thorax) -> Tubes:
     trees = []
     for side, hilum in HILA_MM.items():
         for drop, tips in ((0.0, 512), (-16.0, 256)):  # veins enter lower than arteries
-            root = thorax.build.scale * (np.array(hilum) + (drop, rng.uniform(-4, 4), 0.0))
+            root = thorax.build.scale * (np.array(hilum) + np.array([drop, rng.uniform(-4, 4), 0.0]))
             trees.append(_grow(rng, root, points_in_lung(rng, thorax, tips, 4.0, side), _TIP_RADIUS_MM))
     return join(*trees)
 
@@ -114,15 +114,34 @@ def _grow(rng: np.random.Generator, root: np.ndarray, tips: np.ndarray, tip_radi
         radius = tip_radius_mm * members ** (1.0 / _MURRAY) * rng.uniform(0.85, 1.15, len(nodes))
         parts.append(Tubes(parents, nodes, radius))
         if members == 1:
-            return join(*parts)
-        axis = sets.var(axis=1).argmax(axis=1)
+            return _bent(rng, join(*parts))
+        spread = sets.var(axis=1) * (0.5, 1.0, 1.0)  # part front from back early: hila are not bare
+        axis = spread.argmax(axis=1)
         order = np.argsort(np.take_along_axis(sets, axis[:, None, None], axis=2)[..., 0], axis=1)
         sets = np.take_along_axis(sets, order[..., None], axis=1).reshape(-1, members // 2, 3)
         parents = np.repeat(nodes, 2, axis=0)
 
 
+def _bent(rng: np.random.Generator, tubes: Tubes) -> Tubes:
+    """Give long tubes a bend in the middle: nothing in the lung is straight."""
+    length = np.linalg.norm(tubes.end - tubes.start, axis=1)
+    is_long = length > 14.0
+    long = tubes.where(is_long)
+    middle = (long.start + long.end) / 2 + 0.07 * length[is_long, None] * rng.standard_normal(
+        long.start.shape
+    )
+    return join(
+        tubes.where(~is_long),
+        Tubes(long.start, middle, long.radius),
+        Tubes(middle, long.end, 0.94 * long.radius),
+    )
+
+
 def paint(
-    tubes: Tubes, axes_mm: tuple[np.ndarray, np.ndarray, np.ndarray], blur_mm: tuple[float, float], out: np.ndarray
+    tubes: Tubes,
+    axes_mm: tuple[np.ndarray, np.ndarray, np.ndarray],
+    blur_mm: tuple[float, float],
+    out: np.ndarray,
 ) -> None:
     """Draw the covered share of each voxel into an array, keeping the larger value.
 

@@ -19,7 +19,14 @@ from ucadi.phantom.patient import draw_patient
 from ucadi.phantom.render import render_patient
 from ucadi.types import FindingClass, Split
 
-__all__ = ["GENERATOR_VERSION", "PHANTOM_FILE", "assign_classes", "assign_splits", "make_cohort", "patient_seed"]
+__all__ = [
+    "GENERATOR_VERSION",
+    "PHANTOM_FILE",
+    "assign_classes",
+    "assign_splits",
+    "make_cohort",
+    "patient_seed",
+]
 
 GENERATOR_VERSION = 1
 """Rises whenever the same seed gives another picture."""
@@ -123,7 +130,7 @@ def _apportion(shares: np.ndarray, total: int) -> np.ndarray:
     counts = np.floor(exact + 1e-9).astype(int)
     rest = np.argsort(-(exact - counts), kind="stable")[: total - int(counts.sum())]
     counts[rest] += 1
-    return counts
+    return np.asarray(counts)
 
 
 def _make_study(

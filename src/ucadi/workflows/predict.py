@@ -21,7 +21,7 @@ from ucadi.imaging.resample import resample_linear
 from ucadi.imaging.volume import Volume
 from ucadi.io.checkpoint import MANIFEST_FILE, ModelFolder, read_model, write_json
 from ucadi.io.nifti import write_nifti
-from ucadi.io.reader import LoadedCt, load_ct
+from ucadi.io.reader import load_ct
 from ucadi.learning.inference import class_probabilities, lesion_probabilities
 from ucadi.learning.samples import ClassifierSamples
 from ucadi.models.parameters import load_parameters
@@ -85,24 +85,8 @@ def predict(
         networks = {task: _network(model, task) for task in Task}
     with _timed(seconds, "read"):
         loaded = load_ct(source)
-        volume = loaded.require()
-    return read_volume(loaded, volume, model, networks, folder, seconds, federation)
-
-
-def read_volume(
-    loaded: LoadedCt,
-    volume: Volume,
-    model: ModelFolder,
-    networks: Mapping[Task, nn.Module],
-    folder: Path,
-    seconds: dict[str, float],
-    federation: Mapping[str, Any] | None,
-) -> ReadingRecord:
-    """Run both networks on an accepted volume and write the results."""
-    lungs = loaded.lungs
-    if lungs is None:
-        raise ValueError("an accepted CT has lungs")
-    box = lung_box(lungs, LUNG_MARGIN_MM)
+        volume, lungs = loaded.require()
+        box = lung_box(lungs, volume.grid, LUNG_MARGIN_MM)
     with _timed(seconds, "classify"):
         preset = model.cards[Task.CLASSIFIER].preset
         draws = _classify(volume, box, networks[Task.CLASSIFIER], preset)

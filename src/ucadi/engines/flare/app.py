@@ -96,7 +96,7 @@ class FlareTransport:
             if self._abort_signal.triggered:
                 self._controller.cancel_task(task)
                 raise EngineError("interrupted", "The engine aborted the job.")
-        event(_LOG, "exchange ended", status=str(task.completion_status))
+        event(_LOG, "exchange ended", status=task.completion_status.value)
 
 
 class FlareController(Controller, ABC):  # type: ignore[misc]  # nvflare ships no types

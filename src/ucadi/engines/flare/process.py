@@ -3,7 +3,6 @@
 
 import contextlib
 import io
-import json
 import os
 import secrets
 import socket
@@ -15,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import psutil
 from nvflare.fuel.common.excepts import ConfigError
@@ -30,11 +28,11 @@ from nvflare.fuel.flare_api.api_spec import (
 )
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
-from ucadi.engines.flare.app import CALL
-from ucadi.engines.flare.kit import ADMIN, FlareApp, Kits, check_kit
+from ucadi.engines.flare.job import write_job
+from ucadi.engines.flare.kit import ADMIN, Kits, check_kit
 from ucadi.errors import EngineError, NotAuthorizedError, UnreachableError
 
-__all__ = ["OUTCOME", "FlareFederation", "Job", "check_port", "free_port", "write_job"]
+__all__ = ["OUTCOME", "FlareFederation", "Job", "check_port", "free_port"]
 
 OUTCOME = "outcome.json"
 """The file in a run's folder whose presence says that the run ended by itself, well or not."""
@@ -272,40 +270,6 @@ class FlareFederation:
             raise UnreachableError("unreachable", "The coordinator does not answer.") from error
         except (ConfigError, InternalError, JobNotFound, RuntimeError) as error:
             raise EngineError("engine-failed", f"The engine failed: {error}.") from error
-
-
-def write_job(folder: Path, app: FlareApp, run_folder: Path, num_sites: int) -> None:
-    """Write the job of a run: two class names, the run's folder for the coordinator, and timings."""
-    # Sites ask for work; the more there are, the longer each waits, so that the coordinator keeps up.
-    ask_every_s = min(2.0, max(0.2, 0.05 * num_sites))
-    config = folder / "app" / "config"
-    config.mkdir(parents=True)
-    meta = {"name": "ucadi", "resource_spec": {}, "deploy_map": {"app": ["@ALL"]}, "min_clients": 1}
-    lists: dict[str, list[Any]] = {"components": [], "task_data_filters": [], "task_result_filters": []}
-    server = {
-        "format_version": 2,
-        "server": {"task_request_interval": ask_every_s},
-        "dead_client_check_lead_time": 5.0,
-        "dead_client_grace_period": 5.0,
-        "workflows": [
-            {"id": "run", "path": app.controller, "args": {"run_folder": str(run_folder.resolve())}}
-        ],
-        **lists,
-    }
-    client = {
-        "format_version": 2,
-        "get_task_timeout": 120.0,
-        "submit_task_result_timeout": 300.0,
-        "task_check_interval": 1.0,
-        "executors": [{"tasks": [CALL], "executor": {"path": app.executor, "args": {}}}],
-        **lists,
-    }
-    for path, document in (
-        (folder / "meta.json", meta),
-        (config / "config_fed_server.json", server),
-        (config / "config_fed_client.json", client),
-    ):
-        path.write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
 def free_port() -> int:

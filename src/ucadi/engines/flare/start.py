@@ -11,7 +11,8 @@ import threading
 from argparse import Namespace
 from pathlib import Path
 
-from ucadi.engines.flare.kit import HEARTBEAT_S, Role, check_kit
+from ucadi.engines.flare.kit import Role, check_kit
+from ucadi.engines.flare.settings import HEARTBEAT_S
 from ucadi.errors import EngineError
 
 __all__ = ["main"]
@@ -32,6 +33,8 @@ def main(folder: Path) -> int:
         from nvflare.private.fed.app.server import server_train as program
 
         start_file, name = "fed_server.json", "org=coordinator"
+        # A site that was lost must not hold up the next job for FLARE's default of 15 minutes.
+        os.environ["NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT"] = "15"
     else:
         from nvflare.private.fed.app.client import client_train as program
 

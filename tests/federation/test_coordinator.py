@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+import itertools
+
+import numpy as np
+import pytest
+
+from ucadi.errors import QuorumError
+from ucadi.federation.aggregation import PlaintextCipher
+from ucadi.federation.coordinator import Coordinator, Progress
+from ucadi.federation.messages import (
+    Phase,
+    Readiness,
+    Refusal,
+    Update,
+    Validation,
+    decode_call,
+    encode_reply,
+)
+from ucadi.tensors import pack
+
+
+class Desk:
+    """A coordinator with the pen that writes its sites' replies.
+
+    Attributes:
+        told: All progress.
+    """
+
+    def __init__(self, plan, model, make_update):
+        self.told: list[Progress] = []
+        self.model = model
+        self.coordinator = Coordinator(plan, model, PlaintextCipher(), self.told.append)
+        self._make_update = make_update
+
+    def ready(self, *sites):
+        """Let sites say that they are ready and end the phase."""
+        for site in sites:
+            self.say(site, self.readiness(site))
+        return self.coordinator.close_phase()
+
+    def readiness(self, site, **changes):
+        fields = {"run_id": "run-1", "round": self.round, "site": site, "num_studies": 7}
+        return Readiness(**{**fields, **changes})
+
+    def update(self, site, delta=1.0, **changes):
+        model = self.coordinator.model
+        return self._make_update(model, site, delta, **changes)
+
+    def validation(self, site, value, **changes):
+        fields = {"run_id": "run-1", "round": self.round, "site": site, "metrics": {"validation": value}}
+        return Validation(**{**fields, **changes})
+
+    def say(self, sender, reply):
+        self.coordinator.receive(sender, encode_reply(reply))
+
+    @property
+    def round(self):
+        return self.coordinator.model.round + 1
+
+    def added(self):
+        """What the closed round added to each parameter."""
+        before, after = self.model.parameters, self.coordinator.model.parameters
+        return float(np.mean([np.mean(after[name] - before[name]) for name in before]))
+
+
+@pytest.fixture
+def desk(make_run_plan, make_model, make_update):
+    """Builds a `Desk`; keywords replace the plan's fields."""
+
+    def build(**changes):
+        return Desk(make_run_plan(**changes), make_model(), make_update)
+
+    return build
+
+
+def test_each_round_asks_first_who_is_ready_and_then_sends_the_model_to_those(desk):
+    at = desk()
+    asked = at.coordinator.next_exchange()
+    call = decode_call(asked.body)
+    assert (call.phase, call.model, asked.sites) == (Phase.READY, None, ("A", "B", "C"))
+    assert asked.deadline_s == 30.0
+    at.ready("A", "C")
+    sent = at.coordinator.next_exchange()
+    call = decode_call(sent.body)
+    assert (call.phase, call.model.hash, sent.sites) == (Phase.TRAIN, at.model.hash, ("A", "C"))
+    assert sent.deadline_s == 3600.0
+    assert (call.plan.round, call.plan.rounds, call.plan.model_hash) == (1, 2, at.model.hash)
+
+
+def test_after_the_last_round_the_model_is_only_validated_and_the_run_ends(desk):
+    at = desk(rounds=1, min_sites=1)
+    at.ready("A")
+    at.say("A", at.update("A"))
+    at.coordinator.close_phase()
+    at.ready("A")
+    call = decode_call(at.coordinator.next_exchange().body)
+    assert (call.phase, call.model.round, call.plan.round) == (Phase.VALIDATE, 1, 2)
+    at.say("A", at.validation("A", 0.5))
+    assert at.coordinator.close_phase().participants == []
+    assert at.coordinator.next_exchange() is None
+    assert at.coordinator.model.round == 1
+
+
+def test_the_mean_is_of_the_accepted_updates(desk):
+    at = desk()
+    at.ready("A", "B", "C")
+    at.say("A", at.update("A", 1.0, iterations=1))
+    at.say("B", at.update("B", 4.0, iterations=3))
+    record = at.coordinator.close_phase()
+    assert record.participants == ["A", "B"]
+    assert at.added() == pytest.approx((1 * 1.0 + 3 * 4.0) / 4)
+    assert record.upload_bytes > 0
+
+
+def test_a_silent_site_is_missing_with_its_reason(desk):
+    at = desk()
+    at.ready("A", "B")  # C says nothing
+    at.say("A", at.update("A"))
+    with pytest.raises(QuorumError) as caught:
+        at.coordinator.close_phase()
+    assert "B (no-answer), C (no-answer)" in caught.value.detail
+    assert at.coordinator.records[0].missing == {"B": "no-answer", "C": "no-answer"}
+    assert Progress("missing", 1, "C", "no-answer") in at.told
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_site_that_declines_is_noted_in_each_round(desk, number):
+    at = desk()
+    for _ in range(number):
+        at.say("C", Refusal("run-1", at.round, "C", "cohort-empty"))
+        at.ready("A", "B")
+        assert at.coordinator.next_exchange().sites == ("A", "B")
+        at.say("A", at.update("A"))
+        at.say("B", at.update("B"))
+        assert at.coordinator.close_phase().missing == {"C": "cohort-empty"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"delta": np.nan}, "update-not-finite"),
+        ({"tensors": {}}, "update-missing-tensor"),
+        ({"tensors": {"x": np.zeros(1, np.float32)}}, "update-unknown-tensor"),
+        ({"iterations": 0}, "update-bad-weight"),
+        ({"aggregation_weight": -1.0}, "update-bad-weight"),
+        ({"round": 2}, "round-stale"),
+        ({"round": 0}, "round-stale"),
+        ({"run_id": "run-0"}, "round-stale"),
+        ({"site": "B"}, "site-unknown"),
+        ({"site": "Z"}, "site-unknown"),
+    ],
+    ids=str,
+)
+def test_a_refused_update_is_noted_with_its_code_and_the_others_mean_is_right(desk, changes, code):
+    at = desk()
+    at.ready("A", "B", "C")
+    at.say("A", at.update("A", 1.0))
+    at.say("C", at.update(**{"site": "C", **changes}))
+    at.say("B", at.update("B", 3.0))
+    record = at.coordinator.close_phase()
+    assert record.participants == ["A", "B"]
+    assert record.missing == {"C": code}
+    assert at.added() == pytest.approx(2.0)
+
+
+def test_damaged_bytes_are_noted_and_the_round_goes_on(desk):
+    at = desk()
+    at.ready("A", "B", "C")
+    at.coordinator.receive("C", b"\x80\x04junk")
+    at.say("A", at.update("A"))
+    at.say("B", at.update("B"))
+    assert at.coordinator.close_phase().missing == {"C": "message-invalid"}
+
+
+def test_a_site_of_another_release_is_noted_as_such(desk):
+    at = desk()
+    at.coordinator.receive("C", pack({}, {"ucadi": "2", "kind": "refusal", "body": "{}"}))
+    at.ready("A", "B")
+    at.say("A", at.update("A"))
+    at.say("B", at.update("B"))
+    assert at.coordinator.close_phase().missing == {"C": "protocol-version"}
+
+
+def test_a_site_that_could_not_read_the_request_is_noted_with_its_reason(desk, make_site):
+    at = desk()
+    at.coordinator.receive("C", make_site("C").answer(b"junk"))
+    at.ready("A", "B")
+    at.say("A", at.update("A"))
+    at.say("B", at.update("B"))
+    assert at.coordinator.close_phase().missing == {"C": "message-invalid"}
+
+
+def test_a_site_outside_the_plan_is_refused(desk):
+    at = desk()
+    at.say("Z", at.readiness("Z"))
+    at.ready("A", "B")
+    assert at.coordinator.next_exchange().sites == ("A", "B")
+
+
+def test_an_impostor_cannot_spoil_the_site_whose_name_it_takes(desk):
+    at = desk()
+    at.ready("A", "B", "C")
+    at.say("C", at.update("A", 100.0))
+    at.say("A", at.update("A", 1.0))
+    at.say("B", at.update("B", 3.0))
+    record = at.coordinator.close_phase()
+    assert (record.participants, record.missing) == (["A", "B"], {"C": "site-unknown"})
+    assert at.added() == pytest.approx(2.0)
+
+
+def test_a_site_whose_first_answer_was_refused_may_answer_again(desk):
+    at = desk()
+    at.ready("A", "B")
+    at.say("A", at.update("A", np.nan))
+    at.say("A", at.update("A", 1.0))
+    at.say("B", at.update("B", 3.0))
+    record = at.coordinator.close_phase()
+    assert (record.participants, record.missing) == (["A", "B"], {"C": "no-answer"})
+    assert at.added() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("second", ["same", "other", "refusal", "damaged"])
+def test_the_first_update_of_a_site_counts(desk, second):
+    at = desk()
+    at.ready("A", "B")
+    first = at.update("A", 1.0)
+    at.say("A", first)
+    if second == "damaged":
+        at.coordinator.receive("A", b"junk")
+    else:
+        at.say(
+            "A",
+            {
+                "same": first,
+                "other": at.update("A", 100.0, metrics={"validation": 1.0}),
+                "refusal": Refusal("run-1", 1, "A", "site-failed"),
+            }[second],
+        )
+    at.say("B", at.update("B", 3.0))
+    record = at.coordinator.close_phase()
+    assert (record.participants, record.missing) == (["A", "B"], {"C": "no-answer"})
+    assert record.metrics["A"] == {}
+    assert at.added() == pytest.approx(2.0)
+    assert [p.kind for p in at.told if p.site == "A"].count("update") == 1
+
+
+def test_the_first_validation_of_a_site_counts(desk):
+    at = desk(rounds=1, min_sites=1)
+    at.ready("A")
+    at.say("A", at.update("A"))
+    at.coordinator.close_phase()
+    at.ready("A")
+    at.say("A", at.validation("A", 0.5))
+    at.say("A", at.validation("A", 0.9))
+    assert at.coordinator.close_phase().validation == 0.5
+
+
+def test_a_reply_out_of_turn_is_refused(desk):
+    at = desk()
+    at.say("A", at.update("A"))
+    at.say("B", at.validation("B", 1.0))
+    at.ready("A", "B", "C")
+    at.say("C", at.readiness("C"))
+    at.say("A", at.update("A"))
+    at.say("B", at.update("B"))
+    record = at.coordinator.close_phase()
+    assert record.participants == ["A", "B"]
+    assert record.missing == {"C": "message-invalid"}
+    assert record.metrics == {"A": {}, "B": {}}
+
+
+def test_an_update_of_a_site_that_did_not_say_ready_is_refused(desk):
+    at = desk()
+    at.ready("A", "B")
+    at.say("C", at.update("C", 100.0))
+    at.say("A", at.update("A"))
+    at.say("B", at.update("B"))
+    record = at.coordinator.close_phase()
+    assert record.participants == ["A", "B"]
+    assert at.added() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("phase", ["ready", "train"])
+def test_a_missed_quorum_ends_the_run_and_says_who_is_missing(desk, phase):
+    at = desk(min_sites=3)
+    if phase == "train":
+        at.ready("A", "B", "C")
+        at.say("A", at.update("A"))
+        at.say("B", Refusal("run-1", 1, "B", "site-failed"))
+    else:
+        at.say("A", at.readiness("A"))
+        at.say("B", Refusal("run-1", 1, "B", "site-failed"))
+    with pytest.raises(QuorumError) as caught:
+        at.coordinator.close_phase()
+    assert caught.value.code == "quorum-missed"
+    assert "B (site-failed), C (no-answer)" in caught.value.detail
+    assert "1 of 3" in caught.value.detail
+    assert at.coordinator.model is at.model
+
+
+def test_a_missed_quorum_after_training_is_in_the_records(desk):
+    at = desk(min_sites=3)
+    at.ready("A", "B", "C")
+    at.say("A", at.update("A"))
+    with pytest.raises(QuorumError):
+        at.coordinator.close_phase()
+    assert [record.participants for record in at.coordinator.records] == [["A"]]
+
+
+def run_with_scores(at, scores):
+    """Run all rounds with one site that reports these scores."""
+    while at.coordinator.next_exchange():
+        at.ready("A")
+        score = scores[at.coordinator.model.round]
+        metrics = {} if score is None else {"validation": score}
+        if at.coordinator.model.round < at.coordinator.plan.rounds:
+            at.say("A", at.update("A", metrics=metrics))
+        else:
+            at.say("A", at.validation("A", 0.0, metrics=metrics))
+        at.coordinator.close_phase()
+
+
+@pytest.mark.parametrize("scores", [*itertools.permutations([0.2, 0.5, 0.9]), (0.5, 0.5, 0.5), (None, 0.1, None)])
+def test_the_selected_model_is_the_first_of_the_best_validated_rounds(desk, scores):
+    at = desk(min_sites=1)
+    run_with_scores(at, scores)
+    known = [score for score in scores if score is not None]
+    assert at.coordinator.best.round == scores.index(max(known))
+    assert at.coordinator.best_validation == max(known)
+    assert [record.validation for record in at.coordinator.records] == list(scores)
+
+
+def test_without_any_validation_the_last_model_is_selected(desk):
+    at = desk(min_sites=1)
+    run_with_scores(at, (None, None, None))
+    assert at.coordinator.best.round == 2
+
+
+def test_the_validation_of_a_round_is_the_mean_of_those_who_could_measure(desk):
+    at = desk()
+    at.ready("A", "B", "C")
+    at.say("A", at.update("A", metrics={"validation": 0.2}))
+    at.say("B", at.update("B", metrics={"loss": 9.0}))
+    at.say("C", at.update("C", metrics={"validation": 0.6}))
+    assert at.coordinator.close_phase().validation == pytest.approx(0.4)
+
+
+def test_a_refused_updates_metrics_do_not_count(desk):
+    at = desk()
+    at.ready("A", "B", "C")
+    at.say("A", at.update("A", metrics={"validation": 0.2}))
+    at.say("B", at.update("B", metrics={"validation": 0.4}))
+    at.say("C", at.update("C", np.nan, metrics={"validation": 1.0}))
+    record = at.coordinator.close_phase()
+    assert record.validation == pytest.approx(0.3)
+    assert sorted(record.metrics) == ["A", "B"]
+
+
+def test_progress_tells_who_is_ready_who_sent_and_who_is_missing(desk):
+    at = desk()
+    at.ready("A", "B")
+    at.say("A", at.update("A"))
+    at.say("B", at.update("B"))
+    assert [(p.kind, p.site, p.detail) for p in at.told] == [
+        ("ready", "A", ""),
+        ("ready", "B", ""),
+        ("missing", "C", "no-answer"),
+        ("update", "A", ""),
+        ("update", "B", ""),
+    ]
+
+
+def test_an_update_record_is_not_kept(desk):
+    at = desk()
+    at.ready("A", "B")
+    at.say("A", at.update("A"))
+    kept = [value for value in vars(at.coordinator).values() if isinstance(value, Update)]
+    assert kept == []
