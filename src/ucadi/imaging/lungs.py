@@ -8,7 +8,7 @@ at full resolution. A trained network can take its place behind `find_lungs`.
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Shaped, UInt8
 from scipy import ndimage
 
 from ucadi.errors import GeometryError
@@ -18,34 +18,45 @@ from ucadi.imaging.volume import Volume
 __all__ = ["Lungs", "find_lungs", "lung_box"]
 
 Box = tuple[slice, slice, slice]
-Steps = tuple[int, int, int]
+Spacing = Float[np.ndarray, "3"]
 
 _AIR_HU = -400.0
 """Half-way between soft tissue (about 40) and aerated lung (about -850); most ground glass lies below."""
 
+_TISSUE_HU = -300.0
+"""Soft tissue, fat and bone lie above."""
+
 _GAS_HU = -960.0
-"""Aerated lung holds blood, so its median lies above; the median of bowel gas and trachea lies below."""
+"""Lung holds blood, so its median lies above, with emphysema too; that of gas in bowel or trachea below."""
+
+_TABLE_SHELLS_MM = 9.0
+"""A body wall is thicker; the shells of a table together are thinner."""
 
 _WORK_MM = 3.0
-"""Spacing of the sparse copy: thinner than the chest wall, the diaphragm and the septum between the lungs."""
+"""Spacing of the sparse copy: finer than body wall, diaphragm and most of the septum between the lungs."""
 
 _MIN_PIECE_ML = 30.0
 """Smaller pieces of enclosed air are bowel, esophagus, cysts or noise."""
 
-_MIN_LUNGS_ML = 300.0
-"""Less air than this is no chest, whatever else the scan shows."""
+_MIN_LUNGS_ML = 100.0
+"""Less air than this is no pair of lungs, not even a newborn's."""
 
 _CLOSING_MM = 9.0
 """Bridges vessels and consolidations of up to twice this width."""
 
 _SPLIT_MM = (0.0, 6.0, 9.0, 12.0, 15.0, 18.0)
-"""Depths below the lungs' surface at which airways and the thin septum no longer join them."""
+"""Depths below the surface at which airways and a thin septum no longer join the lungs, tried in order."""
 
 _SIDE_SHARE = 0.05
-"""A core this large, of all lung, may stand for a lung."""
+"""A core of at least this share of all lung air may stand for a lung."""
 
 _SIDES_APART_MM = 50.0
-"""Between the middles of two lungs; parts of one lung lie closer together."""
+"""The middles of two lungs lie further apart from side to side, those of one lung's parts do not."""
+
+_RIGHT, _LEFT = 1, 2
+
+_TOUCHING = ndimage.generate_binary_structure(3, 1)
+_IN_PLANE = _TOUCHING & np.array([False, True, False])[:, None, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +77,7 @@ class Lungs:
     box: Box
     left_ml: float
     right_ml: float
-    area_cm2: Shaped[np.ndarray, " z"]
+    area_cm2: Float[np.ndarray, " z"]
 
     @property
     def total_ml(self) -> float:
@@ -93,24 +104,126 @@ def find_lungs(volume: Volume) -> Lungs:
         GeometryError: ``ct-no-chest`` when the body encloses no air that could be lung.
     """
     z, y, x = (max(1, round(_WORK_MM / spacing)) for spacing in volume.grid.spacing_mm)
-    steps = (z, y, x)
     sparse = volume.voxels[z // 2 :: z, y // 2 :: y, x // 2 :: x]
-    spacing_mm = tuple(n * mm for n, mm in zip(steps, volume.grid.spacing_mm, strict=True))
-    air = _lung_air(sparse, float(np.prod(spacing_mm)) / 1000.0)
-    sides = _tell_sides(air, np.array(spacing_mm))
-    filled = np.zeros_like(sides)
-    for side in (1, 2):  # one after the other, so that the gap between the lungs stays open
-        filled[_close(sides == side, np.array(spacing_mm)) & (filled == 0)] = side
-    fine = _refine(volume.voxels, air, filled, steps)
-    box = ndimage.find_objects(fine > 0)[0]
-    counts = np.bincount(fine[box].ravel(), minlength=3)
-    mask = fine.view(np.bool_) if fine.max() <= 1 else fine > 0
+    spacing_mm = np.array(volume.grid.spacing_mm) * (z, y, x)
+    air = _lung_air(sparse, spacing_mm)
+    filled = _fill(_tell_sides(air, spacing_mm), spacing_mm)
+    sides, box = _refine(volume.voxels, air, filled, (z, y, x))
+    mask = np.zeros(volume.grid.shape, np.bool_)
+    mask[box] = sides > 0
+    area = np.zeros(volume.grid.shape[0])
+    area[box[0]] = np.count_nonzero(mask[box], axis=(1, 2))
+    left_ml, right_ml = (np.count_nonzero(sides == side) * volume.grid.voxel_ml for side in (_LEFT, _RIGHT))
     pixel_cm2 = volume.grid.spacing_mm[1] * volume.grid.spacing_mm[2] / 100.0
-    return Lungs(
-        mask=mask,
-        grid=volume.grid,
-        box=(box[0], box[1], box[2]),
-        left_ml=float(counts[2] * volume.grid.voxel_ml),
-        right_ml=float(counts[1] * volume.grid.voxel_ml),
-        area_cm2=np.count_nonzero(mask, axis=(1, 2)) * pixel_cm2,
-    )
+    return Lungs(mask, volume.grid, box, left_ml, right_ml, area * pixel_cm2)
+
+
+def lung_box(lungs: Lungs, margin_mm: float) -> Box:
+    """Return the box around the lungs with a margin on each side, cut at the volume's edges."""
+    sides = []
+    for side, size, spacing in zip(lungs.box, lungs.grid.shape, lungs.grid.spacing_mm, strict=True):
+        margin = int(np.ceil(margin_mm / spacing))
+        sides.append(slice(max(0, side.start - margin), min(size, side.stop + margin)))
+    return sides[0], sides[1], sides[2]
+
+
+def _lung_air(hu: Shaped[np.ndarray, "z y x"], spacing_mm: Spacing) -> Bool[np.ndarray, "z y x"]:
+    """Return air that the body encloses in its slice, in pieces that could be lung."""
+    air = hu < _AIR_HU
+    # A ring of air around each slice joins all outside air, also outside a round field of view.
+    ringed = np.pad(air, ((0, 0), (1, 1), (1, 1)), constant_values=True)
+    labels, count = ndimage.label(ringed, structure=_IN_PLANE)
+    is_outside = np.zeros(count + 1, np.bool_)
+    is_outside[labels[:, 0, 0]] = True
+    enclosed = air & ~is_outside[labels[:, 1:-1, 1:-1]]
+    # The foam of a table is enclosed too, but has no body wall behind it.
+    tissue_behind = np.cumsum((hu > _TISSUE_HU)[:, ::-1], axis=1, dtype=np.int16)[:, ::-1]
+    enclosed &= tissue_behind > _TABLE_SHELLS_MM / spacing_mm[1]
+    pieces, count = ndimage.label(enclosed)
+    sizes_ml = np.bincount(pieces[enclosed], minlength=count + 1) * np.prod(spacing_mm) / 1000.0
+    is_lung = np.zeros(count + 1, np.bool_)
+    for piece in np.flatnonzero(sizes_ml >= _MIN_PIECE_ML):
+        is_lung[piece] = np.median(hu[pieces == piece]) > _GAS_HU
+    total_ml = float(sizes_ml[is_lung].sum())
+    if total_ml < _MIN_LUNGS_ML:
+        raise GeometryError("ct-no-chest", f"The body encloses {total_ml:.0f} mL of air that could be lung.")
+    return np.asarray(is_lung[pieces])
+
+
+def _tell_sides(air: Bool[np.ndarray, "z y x"], spacing_mm: Spacing) -> UInt8[np.ndarray, "z y x"]:
+    """Number the voxels of the right and of the left lung; airways and a thin septum may join them."""
+    thinned, thin_mm = air[::2, ::2, ::2], spacing_mm * 2
+    depth_mm = ndimage.distance_transform_edt(thinned, sampling=thin_mm)
+    for split_mm in _SPLIT_MM:
+        cores, count = ndimage.label(depth_mm > split_mm)
+        sizes = np.bincount(cores.ravel(), minlength=count + 1)
+        sizes[0] = 0
+        kept = np.flatnonzero(sizes >= _SIDE_SHARE * np.count_nonzero(thinned))
+        if kept.size < 2:
+            continue
+        middles_mm = np.array(ndimage.center_of_mass(cores > 0, cores, kept))[:, 2] * thin_mm[2]
+        largest_mm = middles_mm[np.argmax(sizes[kept])]
+        is_opposite = np.abs(middles_mm - largest_mm) >= _SIDES_APART_MM
+        if is_opposite.any():
+            opposite_mm = middles_mm[is_opposite][np.argmax(sizes[kept][is_opposite])]
+            numbers = np.zeros(count + 1, np.uint8)
+            numbers[kept] = np.where(middles_mm < (largest_mm + opposite_mm) / 2.0, _RIGHT, _LEFT)
+            return _spread(numbers[cores], air)
+    lone = _RIGHT if ndimage.center_of_mass(air)[2] < air.shape[2] / 2.0 else _LEFT
+    return air * np.uint8(lone)
+
+
+def _spread(
+    cores: UInt8[np.ndarray, "z2 y2 x2"], air: Bool[np.ndarray, "z y x"]
+) -> UInt8[np.ndarray, "z y x"]:
+    """Give each voxel of air the number of the nearest core; cores have every second voxel of each axis."""
+    nearest = ndimage.distance_transform_edt(cores == 0, return_distances=False, return_indices=True)
+    z, y, x = air.shape
+    return air * cores[tuple(nearest)].repeat(2, 0).repeat(2, 1).repeat(2, 2)[:z, :y, :x]
+
+
+def _fill(sides: UInt8[np.ndarray, "z y x"], spacing_mm: Spacing) -> UInt8[np.ndarray, "z y x"]:
+    """Close vessels and consolidations of each lung, and fill its holes slice by slice."""
+    rounds = max(1, round(_CLOSING_MM / float(spacing_mm.mean())))
+    filled = sides.copy()
+    # One side after the other, so that the gap between the lungs stays open.
+    for side, box in enumerate(ndimage.find_objects(sides, max_label=_LEFT), start=_RIGHT):
+        if box is None:
+            continue
+        closed = ndimage.binary_closing(np.pad(sides[box] == side, rounds), iterations=rounds)
+        solid = ndimage.binary_fill_holes(closed, structure=_IN_PLANE)
+        inner = solid[rounds:-rounds, rounds:-rounds, rounds:-rounds]
+        filled[box][inner & (filled[box] == 0)] = side
+    return filled
+
+
+def _refine(
+    voxels: Shaped[np.ndarray, "z y x"],
+    air: Bool[np.ndarray, "z2 y2 x2"],
+    filled: UInt8[np.ndarray, "z2 y2 x2"],
+    steps: tuple[int, int, int],
+) -> tuple[UInt8[np.ndarray, "z3 y3 x3"], Box]:
+    """Return the lungs at full resolution, in their box; where air is the edge, it is drawn voxel by voxel."""
+    reached = ndimage.grey_dilation(filled, footprint=_TOUCHING)
+    is_inner = ndimage.binary_erosion(filled > 0, structure=_TOUCHING, border_value=1)
+    is_certain = is_inner | ((filled > 0) & ~air)
+    code = reached + np.uint8(4) * is_certain
+    rows, starts = [], []
+    for size, step, sparse, side in zip(voxels.shape, steps, code.shape, _box_of(reached > 0), strict=True):
+        block = np.minimum(np.arange(size) // step, sparse - 1)  # the sparse copy may end one block early
+        start, stop = np.searchsorted(block, (side.start, side.stop))
+        rows.append(block[start:stop])
+        starts.append(int(start))
+    near = code.take(rows[2], axis=2).take(rows[1], axis=1).take(rows[0], axis=0)
+    z, y, x = (slice(start, start + n) for start, n in zip(starts, near.shape, strict=True))
+    near[(near < 4) & (voxels[z, y, x] >= _AIR_HU)] = 0
+    near &= 3
+    tight = _box_of(near > 0)
+    z, y, x = (slice(n + s.start, n + s.stop) for n, s in zip(starts, tight, strict=True))
+    return near[tight], (z, y, x)
+
+
+def _box_of(mask: Bool[np.ndarray, "z y x"]) -> Box:
+    """Return the smallest box around a mask that is not empty."""
+    z, y, x = ndimage.find_objects(mask.view(np.uint8))[0]
+    return z, y, x

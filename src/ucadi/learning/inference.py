@@ -28,7 +28,7 @@ def class_probabilities(
     stacks = np.stack([samples.stack(study, (draw + 0.5) / draws) for draw in range(draws)])
     layout = to_fast_layout(network)
     network.eval()
-    with torch.inference_mode(), autocast():
+    with torch.inference_mode(), autocast(stacks.shape[1]):
         logits = network(as_input(torch.from_numpy(stacks), layout))
     probabilities: np.ndarray = logits.float().softmax(1).numpy()
     return probabilities
@@ -54,7 +54,7 @@ def lesion_probabilities(
     network.eval()
 
     def predict(patch: Float[np.ndarray, "wz wy wx"]) -> Float[np.ndarray, "wz wy wx"]:
-        with torch.inference_mode(), autocast():
+        with torch.inference_mode(), autocast(patch.shape[0]):
             logits = network(as_input(torch.from_numpy(patch[None].copy()), layout))
         probabilities: np.ndarray = logits.float().softmax(1)[0, 1].numpy()
         return probabilities

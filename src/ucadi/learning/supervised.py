@@ -51,7 +51,7 @@ def train_classifier(
 
     def loss_of(rng: np.random.Generator, order: Integer[np.ndarray, " batch"]) -> Tensor:
         stacks, labels = samples.draw(rng, order)
-        with autocast():
+        with autocast(stacks.shape[1]):
             logits = network(as_input(torch.from_numpy(stacks), layout))
         return weighted_cross_entropy(logits.float(), torch.from_numpy(labels.astype(np.int64)))
 
@@ -70,7 +70,7 @@ def train_segmentation(
 
     def loss_of(rng: np.random.Generator, order: Integer[np.ndarray, " batch"]) -> Tensor:
         patches, masks = samples.draw(rng, order)
-        with autocast():
+        with autocast(patches.shape[1]):
             logits = network(as_input(torch.from_numpy(patches), layout))
         return soft_dice_loss(logits.float().softmax(1)[:, 1], torch.from_numpy(masks))
 

@@ -76,7 +76,7 @@ STYLES: dict[str, SiteStyle] = {
         _mix(0.42, 0.16, 0.42, 0.0),
     ),
     "D": SiteStyle(
-        "D", "phantom D", "sharp", 1.0, 0.0, 0.6, 26.0, 0.35, -4.0, 1.0, 400.0, None, -1000, False,
+        "D", "phantom D", "sharp", 1.0, 0.0, 0.6, 26.0, 0.44, -4.0, 1.0, 400.0, None, -1000, False,
         _mix(0.25, 0.25, 0.25, 0.25),
     ),
 }  # fmt: skip

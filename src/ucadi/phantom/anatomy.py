@@ -155,7 +155,8 @@ def with_effusion(thorax: Thorax, is_right: bool, thickness_mm: float) -> Thorax
     side = -x if is_right else x
     level = thorax.lung_box_mm[1][1] - thickness_mm
     lung = thorax.lung.nodes
-    fluid = np.minimum((y - level) - 0.12 * np.maximum(z, -60.0) * 0.5, side)
+    climb = 0.004 * (side - 75.0) ** 2  # the fluid rises along the walls: a crescent, not a plane
+    fluid = np.minimum((y - level) + climb - 0.06 * np.maximum(z, -60.0), side)
     layer = np.minimum(fluid, lung + 2.0)
     return replace(
         thorax,

@@ -2,7 +2,7 @@
 """Pneumonia in a thorax: where it lies, how dense it is, by class and severity.
 
 The extent of the disease is one field in mm, positive inside. Its zero level is set so that the wanted share
-of the lungs is diseased, so severity is exact by construction and blobs merge as they do in patients.
+of the lungs is diseased, so severity holds by construction and blobs merge as they do in patients.
 
 The classes overlap on purpose: a part of each looks like another one, so no reader can be perfect.
 Source of the signs: reporting guidance for COVID-19 CT; shares, depth and pieces: measured lesion masks.
@@ -20,7 +20,7 @@ from ucadi.phantom.lobes import Fissures, Lobe
 from ucadi.phantom.trees import Tubes, join, points_in_lung
 from ucadi.types import FindingClass, Severity
 
-__all__ = ["ATYPICAL_SHARE", "SEVERITY_SHARE", "Lesions", "Pattern", "draw_lesions", "draw_pattern"]
+__all__ = ["PATTERN_SHARE", "SEVERITY_SHARE", "Lesions", "Pattern", "draw_lesions", "draw_pattern"]
 
 SEVERITY_SHARE: dict[Severity, tuple[float, float]] = {
     Severity.I: (0.0, 0.10),
@@ -31,13 +31,6 @@ SEVERITY_SHARE: dict[Severity, tuple[float, float]] = {
 
 _DRAWN_SHARE = (0.01, 0.60)
 """Least and most disease that is drawn."""
-
-ATYPICAL_SHARE: dict[FindingClass, float] = {
-    FindingClass.COVID_19: 0.15,
-    FindingClass.OTHER_VIRAL: 0.20,
-    FindingClass.BACTERIAL: 0.15,
-}
-"""Share of each class that shows another class' pattern."""
 
 _STEP_MM = 4.0
 _GRADE_MIX = (0.62, 0.25, 0.13)
@@ -50,6 +43,15 @@ class Pattern(StrEnum):
     DIFFUSE = "diffuse fine ground glass"
     LOBAR = "lobar consolidation"
     PATCHY = "patchy consolidation"
+
+
+PATTERN_SHARE: dict[FindingClass, dict[Pattern, float]] = {
+    FindingClass.COVID_19: {Pattern.PERIPHERAL: 0.85, Pattern.DIFFUSE: 0.15},
+    FindingClass.OTHER_VIRAL: {Pattern.DIFFUSE: 0.80, Pattern.PERIPHERAL: 0.15, Pattern.PATCHY: 0.05},
+    FindingClass.BACTERIAL: {Pattern.LOBAR: 0.85, Pattern.PATCHY: 0.10, Pattern.DIFFUSE: 0.05},
+}
+"""How often each class shows which pattern. A reader who knows this table and sees the pattern without
+error tells COVID-19, other viral and bacterial from the other two with an AUC of 0.93, 0.90 and 0.99."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,17 +88,8 @@ NO_TUBES = Tubes(np.empty((0, 3)), np.empty((0, 3)), np.empty(0))
 
 def draw_pattern(rng: np.random.Generator, label: FindingClass) -> Pattern:
     """Draw the pattern of a diseased patient."""
-    typical = {
-        FindingClass.COVID_19: Pattern.PERIPHERAL,
-        FindingClass.OTHER_VIRAL: Pattern.DIFFUSE,
-        FindingClass.BACTERIAL: Pattern.LOBAR,
-    }
-    other = {
-        FindingClass.COVID_19: Pattern.DIFFUSE,
-        FindingClass.OTHER_VIRAL: Pattern.PERIPHERAL,
-        FindingClass.BACTERIAL: Pattern.PATCHY,
-    }
-    return other[label] if rng.random() < ATYPICAL_SHARE[label] else typical[label]
+    patterns, shares = zip(*PATTERN_SHARE[label].items(), strict=True)
+    return Pattern(rng.choice(patterns, p=shares))
 
 
 def draw_lesions(

@@ -86,7 +86,7 @@ def predict(
     with _timed(seconds, "read"):
         loaded = load_ct(source)
         volume, lungs = loaded.require()
-        box = lung_box(lungs, volume.grid, LUNG_MARGIN_MM)
+        box = lung_box(lungs, LUNG_MARGIN_MM)
     with _timed(seconds, "classify"):
         preset = model.cards[Task.CLASSIFIER].preset
         draws = _classify(volume, box, networks[Task.CLASSIFIER], preset)

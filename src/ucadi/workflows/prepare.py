@@ -121,7 +121,7 @@ def prepare_study(root: Path, study: Study, preset: str, cache: Path) -> Prepare
 def _cut(image: Path, mask: Path | None, preset: InputPreset) -> dict[str, np.ndarray]:
     """Read a study's files and cut the arrays."""
     volume = read_nifti(image)
-    box = lung_box(find_lungs(volume), volume.grid, LUNG_MARGIN_MM)
+    box = lung_box(find_lungs(volume), LUNG_MARGIN_MM)
     arrays: dict[str, np.ndarray] = {
         "slices": slices_for_classifier(volume, box, preset),
         "volume": volume_for_segmentation(volume, box, preset),
