@@ -26,6 +26,8 @@ from ucadi.federation.messages import (
     Validation,
 )
 from ucadi.federation.site import Site
+from ucadi.imaging.grid import Grid
+from ucadi.imaging.volume import Volume
 from ucadi.types import Task
 
 # No deadline: machines differ. The same examples each time: a red test stays red until it is mended.
@@ -118,10 +120,12 @@ def make_site() -> Callable[..., Site]:
 def make_model() -> Callable[..., GlobalModel]:
     """Builds a model of two small float32 tensors, or of given shapes."""
 
-    def build(round: int = 0, seed: int = 0, shapes: dict[str, tuple[int, ...]] | None = None) -> GlobalModel:
+    def build(
+        made_in: int = 0, seed: int = 0, shapes: dict[str, tuple[int, ...]] | None = None
+    ) -> GlobalModel:
         rng = np.random.default_rng(seed)
         shapes = shapes or {"conv.weight": (2, 3), "norm.running_mean": (4,)}
-        return GlobalModel(round, {k: rng.normal(size=v).astype(np.float32) for k, v in shapes.items()})
+        return GlobalModel(made_in, {k: rng.normal(size=v).astype(np.float32) for k, v in shapes.items()})
 
     return build
 
@@ -173,5 +177,38 @@ def make_update() -> Callable[..., Update]:
             "metrics": {},
         }
         return Update(**{**fields, **changes})
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def make_ct() -> Callable[..., Volume]:
+    """Builds a chest-like CT: body, spine, two lungs over a diaphragm, noise; int16 HU.
+
+    The left lung is smaller and holds a lesion, so that no flip or turn maps the chest onto itself.
+    """
+
+    def build(
+        shape: tuple[int, int, int] = (36, 64, 64), spacing_mm: tuple[float, float, float] = (5.0, 5.5, 5.5)
+    ) -> Volume:
+        grid = Grid.from_spacing(shape, spacing_mm, origin_mm=(-700.0, -170.0, -180.0))
+        middle = (np.array(shape) - 1) / 2
+        z, y, x = ((np.arange(n) - m) * mm for n, m, mm in zip(shape, middle, spacing_mm, strict=True))
+        z, y, x = z[:, None, None], y[None, :, None], x[None, None, :]
+
+        def ellipsoid(center: tuple[float, float, float], radii: tuple[float, float, float]) -> np.ndarray:
+            (cz, cy, cx), (rz, ry, rx) = center, radii
+            return ((z - cz) / rz) ** 2 + ((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 < 1
+
+        hu = np.full(shape, -1000.0)
+        hu[np.broadcast_to((y / 110) ** 2 + (x / 155) ** 2 < 1, shape)] = 45
+        hu[np.broadcast_to((y - 85) ** 2 + x**2 < 18**2, shape)] = 400
+        for side, width in ((-1, 56.0), (1, 50.0)):
+            lung = ellipsoid((-15.0, 0.0, side * 75.0), (90.0, 75.0, width))
+            lung &= (z > -75.0) & ~ellipsoid((-90.0, 0.0, side * 75.0), (60.0, 66.0, width - 6.0))
+            hu[lung] = -850
+        hu[ellipsoid((10.0, 25.0, 80.0), (15.0, 18.0, 18.0))] = -300
+        hu += np.random.default_rng(0).normal(0.0, 15.0, shape)
+        return Volume(np.clip(np.rint(hu), -1024, 3071).astype(np.int16), grid)
 
     return build

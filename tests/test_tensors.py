@@ -86,7 +86,9 @@ def test_unpacked_arrays_are_read_only_views_of_the_buffer():
     assert view[2] == 7
 
 
-@pytest.mark.parametrize("dtype", ["float16", "complex64", "uint64", "int8", "object", "<U3", "datetime64[s]"])
+@pytest.mark.parametrize(
+    "dtype", ["float16", "complex64", "uint64", "int8", "object", "<U3", "datetime64[s]"]
+)
 def test_a_type_without_a_place_in_the_format_is_refused(dtype):
     with pytest.raises(ValueError, match="a: type"):
         pack({"a": np.zeros(2, dtype)})

@@ -6,7 +6,7 @@ Keys and passwords never stand in these files. Unknown keys are refused by name.
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -59,7 +59,7 @@ class TrainingSettings(_Settings):
         return value
 
     @model_validator(mode="after")
-    def _network_fits_task(self) -> Self:
+    def _network_fits_task(self) -> "TrainingSettings":
         entry = NETWORKS.get(self.network)
         if entry is None or entry.task is not self.task:
             fitting = ", ".join(name for name, e in NETWORKS.items() if e.task is self.task)
@@ -109,6 +109,15 @@ class SimulateConfig(_Settings):
     training: TrainingSettings
     sites: Annotated[dict[str, SiteSettings], Field(min_length=1)]
 
+    @model_validator(mode="after")
+    def _run_fits_sites(self) -> "SimulateConfig":
+        if self.run.min_sites > len(self.sites):
+            raise ValueError(f"run.min_sites is {self.run.min_sites}, but there are {len(self.sites)} sites")
+        unknown = sorted(self.run.client_weights.keys() - self.sites.keys())
+        if unknown:
+            raise ValueError(f"run.client_weights names {', '.join(unknown)}, which is none of the sites")
+        return self
+
 
 class TrainConfig(_Settings):
     """``ucadi train``: local training on one cohort, or on several pooled."""
@@ -145,6 +154,10 @@ def load_config(kind: type[ConfigT], path: Path) -> ConfigT:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError("config-invalid", f"{path} does not exist.", cure="Check the path.") from error
+    except OSError as error:
+        raise ConfigError(
+            "config-invalid", f"{path} cannot be read: {error.strerror}.", cure="Give a file."
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError("config-invalid", f"{path} is not TOML: {error}.") from error
     try:
@@ -152,7 +165,10 @@ def load_config(kind: type[ConfigT], path: Path) -> ConfigT:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
-        seen = "" if first["type"] == "missing" else f" (seen: {str(first['input'])[:80]!r})"
+        # The value is of use for a single setting only, not for a whole table.
+        seen = (
+            "" if isinstance(first["input"], dict | BaseModel) else f" (seen: {str(first['input'])[:80]!r})"
+        )
         raise ConfigError("config-invalid", f"{path}: {key}: {first['msg']}{seen}.") from error
 
 

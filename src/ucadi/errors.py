@@ -97,17 +97,27 @@ CODES: dict[str, ErrorCode] = {
     "dicom-undecodable": ErrorCode(
         "The pixel data cannot be decoded.", "Export uncompressed or losslessly compressed images."
     ),
+    "dicom-enhanced": ErrorCode(
+        "The series is an enhanced multi-frame CT, which this release does not read.",
+        "Export as classic CT images, one file per slice.",
+    ),
     "nifti-no-orientation": ErrorCode(
         "The NIfTI header states no orientation, or contradicts itself.",
         "Write the file again with a valid sform or qform.",
     ),
     "nifti-not-3d": ErrorCode("The NIfTI file does not hold one 3D volume.", "Give one 3D CT volume."),
+    "nifti-too-few-slices": ErrorCode(
+        "The NIfTI file has too few slices to be a volume.", "Give the complete series (more than 15 slices)."
+    ),
     "ct-not-hu": ErrorCode(
         "The values are not Hounsfield units.", "Export with rescale slope and intercept, not as a picture."
     ),
     "ct-no-chest": ErrorCode("No pair of lungs was found.", "Give a CT of the chest that shows both lungs."),
     "ct-incomplete-chest": ErrorCode(
         "The lungs are not completely inside the scan.", "Give a CT that covers the whole chest."
+    ),
+    "ct-lung-volume": ErrorCode(
+        "The lungs' volume is not that of a human.", "Check the voxel size that the header states."
     ),
     # -- cohorts and files ----------------------------------------------------------------------------
     "cohort-invalid": ErrorCode("The cohort's study table is not valid.", "Mend the table as said."),
@@ -121,7 +131,7 @@ CODES: dict[str, ErrorCode] = {
         "The network's name is not registered.", "Use a name from `ucadi model list`."
     ),
     "output-exists": ErrorCode("The output exists already.", "Choose another folder, or give --force."),
-    "disk-full": ErrorCode("The disk is full or not writable.", "Free space, or choose another folder."),
+    "disk-full": ErrorCode("The disk is full or not usable.", "Free space, or choose another folder."),
     # -- configuration --------------------------------------------------------------------------------
     "config-invalid": ErrorCode(
         "A setting is missing, unknown or out of bounds.", "Mend the setting as said."

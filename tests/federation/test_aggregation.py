@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The oracle is Alg. 1 of Yang et al. 2021 written out in plain Python numbers, which share no code with it."""
+"""The oracle is Alg. 1 of Yang et al. 2021, written out in plain Python numbers."""
 
 import itertools
 import tracemalloc
@@ -38,7 +38,9 @@ def three(make_update):
             delta = np.random.default_rng(number + 1).normal(0, 1e-3, size).astype(np.float32)
             site = "ABCDEFGH"[number]
             updates.append(
-                make_update(model, site, tensors={"a": delta}, iterations=iterations, aggregation_weight=weight)
+                make_update(
+                    model, site, tensors={"a": delta}, iterations=iterations, aggregation_weight=weight
+                )
             )
         return model, updates
 
@@ -249,7 +251,9 @@ def test_a_missing_tensor_is_refused_by_name(make_model, make_update, total):
 
 def test_an_unknown_tensor_is_refused_by_a_shortened_name(make_model, make_update, total):
     model = make_model()
-    update = make_update(model, "B", tensors={**make_update(model).tensors, "x" * 5000: np.zeros(1, np.float32)})
+    update = make_update(
+        model, "B", tensors={**make_update(model).tensors, "x" * 5000: np.zeros(1, np.float32)}
+    )
     error = refused(total, update)
     assert error.code == "update-unknown-tensor"
     assert len(error.detail) < 200
@@ -262,8 +266,8 @@ def test_an_update_without_tensors_is_refused(make_model, make_update, total):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("iterations", 0), ("iterations", -1), ("iterations", None), ("iterations", True), ("iterations", 4.0),
-        ("iterations", "4"), ("iterations", 10**400), ("iterations", [4]),
+        ("iterations", 0), ("iterations", -1), ("iterations", None), ("iterations", True),
+        ("iterations", 4.0), ("iterations", "4"), ("iterations", 10**400), ("iterations", [4]),
         ("aggregation_weight", 0), ("aggregation_weight", -1.0), ("aggregation_weight", None),
         ("aggregation_weight", float("nan")), ("aggregation_weight", float("inf")),
         ("aggregation_weight", True), ("aggregation_weight", "1"), ("aggregation_weight", 10**400),

@@ -320,7 +320,9 @@ def run_with_scores(at, scores):
         at.coordinator.close_phase()
 
 
-@pytest.mark.parametrize("scores", [*itertools.permutations([0.2, 0.5, 0.9]), (0.5, 0.5, 0.5), (None, 0.1, None)])
+@pytest.mark.parametrize(
+    "scores", [*itertools.permutations([0.2, 0.5, 0.9]), (0.5, 0.5, 0.5), (None, 0.1, None)]
+)
 def test_the_selected_model_is_the_first_of_the_best_validated_rounds(desk, scores):
     at = desk(min_sites=1)
     run_with_scores(at, scores)

@@ -65,7 +65,9 @@ REPLIES: dict[str, dict[str, Any]] = {
 }
 
 
-def written(kind: str, body: object, tensors: dict[str, np.ndarray] | None = None, version: str = "1") -> bytearray:
+def written(
+    kind: str, body: object, tensors: dict[str, np.ndarray] | None = None, version: str = "1"
+) -> bytearray:
     return pack(tensors or {}, {"ucadi": version, "kind": kind, "body": json.dumps(body)})
 
 
@@ -79,7 +81,9 @@ def written(kind: str, body: object, tensors: dict[str, np.ndarray] | None = Non
     seed=st.integers(0, 2**31 - 1),
     weights=st.dictionaries(texts, st.floats(0.001, 10), max_size=3),
 )
-def test_a_request_comes_back_as_it_was_sent(make_model, make_round_plan, phase, run_id, rounds, seed, weights):
+def test_a_request_comes_back_as_it_was_sent(
+    make_model, make_round_plan, phase, run_id, rounds, seed, weights
+):
     model = make_model()
     plan = make_round_plan(model, run_id=run_id, rounds=rounds, seed=seed, aggregation_weights=weights)
     sent = messages.Call(phase, plan, None if phase is messages.Phase.READY else model)
@@ -92,8 +96,14 @@ def test_a_request_comes_back_as_it_was_sent(make_model, make_round_plan, phase,
         assert list(read.model.parameters) == list(model.parameters)
 
 
-@given(st.sampled_from(["readiness", "validation", "refusal"]), texts, st.integers(0, 10**6), st.integers(0, 10**9),
-       st.dictionaries(texts, numbers, max_size=4), st.sampled_from(sorted(CODES)))  # fmt: skip
+@given(
+    st.sampled_from(["readiness", "validation", "refusal"]),
+    texts,
+    st.integers(0, 10**6),
+    st.integers(0, 10**9),
+    st.dictionaries(texts, numbers, max_size=4),
+    st.sampled_from(sorted(CODES)),
+)
 def test_a_short_reply_comes_back_as_it_was_sent(kind, site, number, studies, metrics, code):
     sent = {
         "readiness": messages.Readiness("run", number, site, studies),
@@ -204,7 +214,9 @@ WRONG: dict[str, list[Any]] = {
 )
 def test_a_reply_with_a_wrong_value_in_any_field_is_refused(plain, kind, field, value):
     with pytest.raises(UpdateRejectedError) as caught:
-        plain.decode_reply(written(kind, {**REPLIES[kind], field: value}, TENSORS if kind == "update" else None))
+        plain.decode_reply(
+            written(kind, {**REPLIES[kind], field: value}, TENSORS if kind == "update" else None)
+        )
     assert caught.value.code == "message-invalid"
 
 
@@ -214,7 +226,7 @@ WRONG_IN_PLAN: dict[str, list[Any]] = {
     "rounds": [None, "2", 2.5, True, 0],
     "seed": [None, "3", 3.5, True, -1],
     "training": [None, [], "x", {}],
-    "aggregation_weights": [None, [], "x", {"A": "b"}, {"A": None}, {"A": True}, {"A": 0}, {"A": float("nan")}],
+    "aggregation_weights": [None, [], "x", *({"A": wrong} for wrong in ("b", None, True, 0, float("nan")))],
     "protection": [None, "none", 1, []],
     "model_hash": [None, 1, []],
 }  # fmt: skip
@@ -235,7 +247,9 @@ def test_a_plan_with_a_wrong_value_in_any_field_is_refused(plain, field, value):
     assert caught.value.code == "message-invalid"
 
 
-@pytest.mark.parametrize(("field", "value"), [(f, v) for f, values in WRONG_IN_TRAINING.items() for v in values])
+@pytest.mark.parametrize(
+    ("field", "value"), [(f, v) for f, values in WRONG_IN_TRAINING.items() for v in values]
+)
 def test_a_plan_with_a_wrong_training_value_is_refused(plain, field, value):
     plan = {**PLAN, "training": {**PLAN["training"], field: value}}
     with pytest.raises(UpdateRejectedError) as caught:

@@ -74,9 +74,7 @@ def test_a_run_ends_when_too_few_sites_take_part(run, make_site):
 
 def test_a_failed_last_validation_does_not_lose_the_run(run, make_site):
     fault = {"validate": ModelError("site-failed", "Out of memory.")}
-    selected, coordinator, _ = run(
-        [make_site(name, faults=fault, scores=(0.1, 0.2, 0.3)) for name in "ABC"]
-    )
+    selected, coordinator, _ = run([make_site(name, faults=fault, scores=(0.1, 0.2, 0.3)) for name in "ABC"])
     assert selected.round == 1
     assert coordinator.records[-1].missing == dict.fromkeys("ABC", "site-failed")
 

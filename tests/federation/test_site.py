@@ -70,21 +70,21 @@ def test_the_same_request_twice_gets_the_same_bytes_and_trains_once(site, traine
 
 def test_a_later_round_is_answered_anew(site, trainer, call, make_model):
     site.answer(call(Phase.TRAIN))
-    update = decode_reply(site.answer(call(Phase.TRAIN, make_model(round=2))))
+    update = decode_reply(site.answer(call(Phase.TRAIN, make_model(made_in=2))))
     assert update.round == 3  # round 2 went by without this site
     assert update.metrics["validation"] == 0.75
     assert trainer.asked == ["train", "train"]
 
 
 def test_an_older_round_is_refused(site, trainer, call, make_model):
-    site.answer(call(Phase.TRAIN, make_model(round=1)))
+    site.answer(call(Phase.TRAIN, make_model(made_in=1)))
     assert refusal_code(site, call(Phase.TRAIN)) == "round-stale"
     assert trainer.asked == ["train"]
 
 
 def test_another_run_is_refused_once_a_run_has_begun(site, call, make_model):
     site.answer(call(Phase.READY))
-    assert refusal_code(site, call(Phase.TRAIN, make_model(round=1), run_id="run-2")) == "round-stale"
+    assert refusal_code(site, call(Phase.TRAIN, make_model(made_in=1), run_id="run-2")) == "round-stale"
 
 
 def test_a_refused_request_does_not_bind_the_site_to_its_run(site, call, make_model):

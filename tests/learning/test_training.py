@@ -11,7 +11,6 @@ from torch import nn
 from ucadi.errors import ModelError
 from ucadi.imaging.presets import InputPreset
 from ucadi.learning.inference import class_probabilities, lesion_probabilities, mean_dice, score_classifier
-from ucadi.learning.precision import to_fast_layout
 from ucadi.learning.samples import ClassifierSamples, SegmentationSamples
 from ucadi.learning.supervised import FitSettings, _batches, train_classifier, train_segmentation
 from ucadi.models.parameters import parameters_of
@@ -20,14 +19,22 @@ from ucadi.models.unet3d import UNet3d
 from ucadi.tensors import hash_tensors
 from ucadi.types import Task
 
-TINY = InputPreset(4, 12, 3, (5.0, 3.0, 3.0), (4, 16, 16), 0.25)
+TINY = InputPreset(
+    stack_slices=12,
+    stack_size=8,
+    draws=3,
+    spacing_mm=(5.0, 3.0, 3.0),
+    patch=(12, 16, 16),
+    window=(12, 24, 16),
+    overlap=0.25,
+)
 
 
 def stacks(studies: int = 8) -> ClassifierSamples:
     """Studies whose class is their brightness."""
     rng = np.random.default_rng(0)
     labels = np.arange(studies) % 4
-    slices = [rng.normal(-900 + 350 * k, 60, (6, 12, 12)).astype(np.int16) for k in labels]
+    slices = [rng.normal(-900 + 350 * k, 60, (6, 8, 8)).astype(np.int16) for k in labels]
     return ClassifierSamples(tuple(slices), labels, TINY)
 
 
@@ -36,8 +43,8 @@ def lesions(studies: int = 4) -> SegmentationSamples:
     rng = np.random.default_rng(0)
     volumes, masks = [], []
     for k in range(studies):
-        mask = np.zeros((6, 20, 18), bool)
-        mask[1:5, 3 + k : 12 + k, 5:13] = True
+        mask = np.zeros((14, 20, 18), bool)
+        mask[2:11, 3 + k : 12 + k, 5:13] = True
         volumes.append((np.where(mask, -200, -850) + rng.normal(0, 30, mask.shape)).astype(np.int16))
         masks.append(mask)
     return SegmentationSamples(tuple(volumes), tuple(masks), TINY)
@@ -124,7 +131,7 @@ def test_every_study_appears_once_per_pass(studies, batch_size, seed):
 def test_a_drawn_patch_and_its_mask_stay_together():
     samples = lesions()
     patches, masks = samples.draw(np.random.default_rng(0), np.array([0, 1, 2, 3]))
-    assert patches.shape == masks.shape == (4, 4, 16, 16)
+    assert patches.shape == masks.shape == (4, *TINY.patch)
     assert patches.dtype == masks.dtype == np.float32
     assert set(np.unique(masks)) <= {0.0, 1.0}
     for patch, mask in zip(patches, masks, strict=True):
@@ -133,7 +140,7 @@ def test_a_drawn_patch_and_its_mask_stay_together():
 
 
 def test_every_second_patch_lies_on_a_lesion():
-    mask = np.zeros((8, 64, 64), bool)
+    mask = np.zeros((24, 64, 64), bool)
     mask[0, 0, 0] = True
     samples = SegmentationSamples((np.zeros(mask.shape, np.int16),), (mask,), TINY)
     _, masks = samples.draw(np.random.default_rng(0), np.zeros(20, np.intp))
@@ -144,16 +151,16 @@ def test_every_second_patch_lies_on_a_lesion():
 def test_studies_smaller_than_a_patch_are_padded():
     samples = SegmentationSamples((np.zeros((2, 5, 40), np.int16),), (np.ones((2, 5, 40), bool),), TINY)
     patches, masks = samples.draw(np.random.default_rng(0), np.array([0]))
-    assert patches.shape == (1, 4, 16, 16)
+    assert patches.shape == (1, *TINY.patch)
     assert masks.sum() == 2 * 5 * 16
 
 
 def test_stacks_of_one_study_span_it_whatever_the_offset():
-    voxels = np.repeat(np.arange(-1000, -1000 + 40, dtype=np.int16), 4).reshape(40, 2, 2)
+    voxels = np.repeat(np.arange(-1000, -1000 + 120, dtype=np.int16), 4).reshape(120, 2, 2)
     samples = ClassifierSamples((voxels,), np.array([0]), TINY)
     for offset in (0.0, 0.5, 0.999):
         stack = samples.stack(0, offset)
-        assert stack.shape == (4, 2, 2)
+        assert stack.shape == (TINY.stack_slices, 2, 2)
         depths = np.diff(stack[:, 0, 0])
         assert (depths > 0).all()
         np.testing.assert_allclose(depths, depths[0], rtol=1e-3)
@@ -202,9 +209,3 @@ def test_scoring_leaves_the_parameters_as_they_were():
     before = hash_tensors(parameters_of(network))
     assert 0 <= score_classifier(network, stacks(4)) <= 1
     assert hash_tensors(parameters_of(network)) == before
-
-
-def test_networks_without_batch_norm_keep_the_usual_layout():
-    grouped = nn.Sequential(nn.Conv3d(1, 4, 3), nn.GroupNorm(2, 4))
-    assert to_fast_layout(grouped) is torch.contiguous_format
-    assert to_fast_layout(UNet3d(width=2)) is torch.channels_last_3d

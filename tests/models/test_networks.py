@@ -64,8 +64,8 @@ def test_the_unet_states_by_what_sizes_must_be_divisible(shape):
 def test_the_unet_takes_the_windows_of_every_preset(preset):
     from ucadi.imaging.presets import PRESETS
 
-    patch = PRESETS[preset].patch
-    assert all(size % divisor == 0 for size, divisor in zip(patch, UNet3d.divisor, strict=True))
+    for sizes in (PRESETS[preset].patch, PRESETS[preset].window):
+        assert all(size % divisor == 0 for size, divisor in zip(sizes, UNet3d.divisor, strict=True))
 
 
 def test_every_voxel_of_the_stack_can_change_the_logits():
@@ -103,7 +103,7 @@ def test_an_unknown_network_or_one_of_another_task_is_refused_with_what_there_is
 
 def test_the_names_can_be_known_without_torch():
     code = (
-        "import sys; from ucadi.models.registry import NETWORKS, build_network; from ucadi.types import Task\n"
+        "import sys; from ucadi.models.registry import NETWORKS, build_network\n"
         "assert len(NETWORKS) >= 2; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -37,14 +37,16 @@ app.add_typer(phantom, name="phantom")
 _INTERRUPTED = 130
 """What a shell expects after Ctrl-C."""
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A write to an open file fails without the file's name; all else about files names one."""
 
 
-def _show_version(value: bool) -> None:
+def _show_version(value: bool) -> bool:
     """Print the version and leave."""
     if value:
         typer.echo(f"ucadi {__version__}")
         raise typer.Exit
+    return value
 
 
 @app.callback()
@@ -70,12 +72,11 @@ def main(arguments: list[str] | None = None) -> int:
             console_error().print("\nStopped. All processes that this command started have ended.")
         return status
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        if error.filename is None and error.errno not in _DISK_ERRORS:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        _report(
-            "disk-full", f"Cannot write{where}: {error.strerror}.", CODES["disk-full"].cure, as_json=False
-        )
+        detail = f"Cannot read or write{where}: {error.strerror}."
+        _report("disk-full", detail, CODES["disk-full"].cure, as_json="--json" in arguments)
         return int(ExitStatus.FAILED)
     return int(ExitStatus.OK)
 

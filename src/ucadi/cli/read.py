@@ -17,7 +17,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to std
 
 def inspect(source: Source, as_json: Json = False) -> None:
     """Tell what an input holds and whether a result may rest on it."""
-    from ucadi.io.report import Verdict
     from ucadi.workflows.inspect import describe, inspect_ct
 
     report = inspect_ct(source)
@@ -25,7 +24,7 @@ def inspect(source: Source, as_json: Json = False) -> None:
         print_json(report.to_json())
     else:
         typer.echo(describe(report))
-    if report.verdict is Verdict.REFUSED:
+    if report.verdict == "refused":
         raise typer.Exit(ExitStatus.REFUSED_INPUT)
 
 

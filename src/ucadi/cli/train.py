@@ -41,16 +41,12 @@ def train(config: ConfigFile, out: Out, as_json: Json = False, force: Force = Fa
 def simulate(config: ConfigFile, out: Out, as_json: Json = False, force: Force = False) -> None:
     """Run a whole federation in one process: same messages, same arithmetic, no network."""
     from ucadi.config import SimulateConfig, load_config
-    from ucadi.federation.aggregation import PlaintextCipher
-    from ucadi.federation.site import Site
     from ucadi.workflows.federate import simulate as run
-    from ucadi.workflows.site_runtime import LocalTrainer
+    from ucadi.workflows.site_runtime import build_site
 
     settings = load_config(SimulateConfig, config)
     require_free(out, force=force)
-    outcome = run(
-        settings, out, lambda name: Site(name, LocalTrainer(name, settings.sites[name]), PlaintextCipher())
-    )
+    outcome = run(settings, out, lambda name: build_site(name, settings.sites[name]))
     if as_json:
         rounds = [vars(record) for record in outcome.records]
         print_json({"selected_round": outcome.selected_round, "rounds": rounds, "seconds": outcome.seconds})

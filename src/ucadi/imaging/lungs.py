@@ -41,8 +41,14 @@ _MIN_PIECE_ML = 30.0
 _MIN_LUNGS_ML = 100.0
 """Less air than this is no pair of lungs, not even a newborn's."""
 
-_CLOSING_MM = 9.0
+_CLOSING_MM = 12.0
 """Bridges vessels and consolidations of up to twice this width."""
+
+_AIRWAY_HU = -930.0
+"""Air without lung around it, also where the scan's noise is high."""
+
+_AIRWAY_ML = (3.0, 80.0)
+"""Trachea and main bronchi; more is emphysema."""
 
 _SPLIT_MM = (0.0, 6.0, 9.0, 12.0, 15.0, 18.0)
 """Depths below the surface at which airways and a thin septum no longer join the lungs, tried in order."""
@@ -56,6 +62,7 @@ _SIDES_APART_MM = 50.0
 _RIGHT, _LEFT = 1, 2
 
 _TOUCHING = ndimage.generate_binary_structure(3, 1)
+_AROUND = ndimage.generate_binary_structure(3, 3)
 _IN_PLANE = _TOUCHING & np.array([False, True, False])[:, None, None]
 
 
@@ -106,7 +113,7 @@ def find_lungs(volume: Volume) -> Lungs:
     z, y, x = (max(1, round(_WORK_MM / spacing)) for spacing in volume.grid.spacing_mm)
     sparse = volume.voxels[z // 2 :: z, y // 2 :: y, x // 2 :: x]
     spacing_mm = np.array(volume.grid.spacing_mm) * (z, y, x)
-    air = _lung_air(sparse, spacing_mm)
+    air = _without_trachea(_lung_air(sparse, spacing_mm), sparse, spacing_mm)
     filled = _fill(_tell_sides(air, spacing_mm), spacing_mm)
     sides, box = _refine(volume.voxels, air, filled, (z, y, x))
     mask = np.zeros(volume.grid.shape, np.bool_)
@@ -150,6 +157,23 @@ def _lung_air(hu: Shaped[np.ndarray, "z y x"], spacing_mm: Spacing) -> Bool[np.n
     return np.asarray(is_lung[pieces])
 
 
+def _without_trachea(
+    air: Bool[np.ndarray, "z y x"], hu: Shaped[np.ndarray, "z y x"], spacing_mm: Spacing
+) -> Bool[np.ndarray, "z y x"]:
+    """Take out the trachea: a column of plain air in the middle that ends above half of the lungs' height."""
+    z, y, x = _box_of(air)
+    third = (x.stop - x.start) // 3
+    middle = slice((z.start + z.stop) // 2, z.stop), y, slice(x.start + third, x.stop - third)
+    plain = ndimage.binary_opening(air[middle] & (hu[middle] < _AIRWAY_HU))
+    columns, count = ndimage.label(plain)
+    sizes_ml = np.bincount(columns.ravel(), minlength=count + 1) * np.prod(spacing_mm) / 1000.0
+    is_trachea = (sizes_ml >= _AIRWAY_ML[0]) & (sizes_ml <= _AIRWAY_ML[1])
+    is_trachea[0] = False
+    lungs = air.copy()
+    lungs[middle] &= ~ndimage.binary_dilation(is_trachea[columns], structure=_AROUND)  # with its wall
+    return lungs
+
+
 def _tell_sides(air: Bool[np.ndarray, "z y x"], spacing_mm: Spacing) -> UInt8[np.ndarray, "z y x"]:
     """Number the voxels of the right and of the left lung; airways and a thin septum may join them."""
     thinned, thin_mm = air[::2, ::2, ::2], spacing_mm * 2
@@ -179,21 +203,26 @@ def _spread(
     """Give each voxel of air the number of the nearest core; cores have every second voxel of each axis."""
     nearest = ndimage.distance_transform_edt(cores == 0, return_distances=False, return_indices=True)
     z, y, x = air.shape
-    return air * cores[tuple(nearest)].repeat(2, 0).repeat(2, 1).repeat(2, 2)[:z, :y, :x]
+    sides = cores[tuple(nearest)].repeat(2, 0).repeat(2, 1).repeat(2, 2)[:z, :y, :x]
+    return np.asarray(air * sides)
 
 
 def _fill(sides: UInt8[np.ndarray, "z y x"], spacing_mm: Spacing) -> UInt8[np.ndarray, "z y x"]:
-    """Close vessels and consolidations of each lung, and fill its holes slice by slice."""
-    rounds = max(1, round(_CLOSING_MM / float(spacing_mm.mean())))
+    """Close vessels and consolidations of each lung, and fill its holes."""
+    half = max(1, round(_CLOSING_MM / float(spacing_mm.mean()) / 2.0))
+    pad = 2 * half
     filled = sides.copy()
     # One side after the other, so that the gap between the lungs stays open.
     for side, box in enumerate(ndimage.find_objects(sides, max_label=_LEFT), start=_RIGHT):
         if box is None:
             continue
-        closed = ndimage.binary_closing(np.pad(sides[box] == side, rounds), iterations=rounds)
-        solid = ndimage.binary_fill_holes(closed, structure=_IN_PLANE)
-        inner = solid[rounds:-rounds, rounds:-rounds, rounds:-rounds]
-        filled[box][inner & (filled[box] == 0)] = side
+        closed = np.pad(sides[box] == side, pad)
+        for change in (ndimage.binary_dilation, ndimage.binary_erosion):
+            for structure in (_AROUND, _TOUCHING):  # by turns: nearly a ball
+                closed = change(closed, structure=structure, iterations=half)
+        # In three dimensions: slice by slice, the domes of the diaphragm would be holes.
+        solid = ndimage.binary_fill_holes(closed)[pad:-pad, pad:-pad, pad:-pad]
+        filled[box][solid & (filled[box] == 0)] = side
     return filled
 
 
@@ -203,7 +232,7 @@ def _refine(
     filled: UInt8[np.ndarray, "z2 y2 x2"],
     steps: tuple[int, int, int],
 ) -> tuple[UInt8[np.ndarray, "z3 y3 x3"], Box]:
-    """Return the lungs at full resolution, in their box; where air is the edge, it is drawn voxel by voxel."""
+    """Return the lungs at full resolution and their box; where air is the edge, it is drawn exactly."""
     reached = ndimage.grey_dilation(filled, footprint=_TOUCHING)
     is_inner = ndimage.binary_erosion(filled > 0, structure=_TOUCHING, border_value=1)
     is_certain = is_inner | ((filled > 0) & ~air)

@@ -1,48 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bring any volume into the one array order: z toward the head, y toward the back, x toward the left."""
 
-from itertools import permutations
-
 import numpy as np
-from jaxtyping import Float, Shaped
+from scipy.optimize import linear_sum_assignment
 
 from ucadi.imaging.grid import Grid
 from ucadi.imaging.volume import Volume
 
 __all__ = ["to_canonical"]
 
-_CANONICAL = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-"""LPS directions of the array axes z, y, x, one per row."""
 
+def to_canonical(volume: Volume) -> Volume:
+    """Permute and flip axes so that they follow z, y, x as nearly as the affine allows.
 
-def to_canonical(
-    voxels: Shaped[np.ndarray, "a b c"], affine_lps: Float[np.ndarray, "4 4"]
-) -> tuple[Volume, bool]:
-    """Permute and flip the axes so that they follow z, y, x as nearly as the affine allows.
-
-    No voxel is interpolated; an oblique volume stays oblique.
+    No voxel is interpolated: every voxel keeps its value and its place in the patient, and an oblique volume
+    stays oblique. The voxels are C-contiguous, and not copied when they were in order.
 
     Args:
-        voxels: Any axis order.
-        affine_lps: Maps (a, b, c, 1) to LPS mm.
-
-    Returns:
-        The volume (a view of the voxels), and whether anything changed.
-
-    Raises:
-        ValueError: If the affine is singular.
+        volume: Any order and direction of axes.
     """
-    directions = affine_lps[:3, :3] / np.linalg.norm(affine_lps[:3, :3], axis=0)
-    cosines = _CANONICAL @ directions  # rows: z, y, x; columns: array axes
-    order = max(permutations(range(3)), key=lambda axes: sum(abs(cosines[k, axes[k]]) for k in range(3)))
-    flips = [bool(cosines[k, order[k]] < 0) for k in range(3)]
-    turned = np.transpose(voxels, order)
-    affine = affine_lps.astype(np.float64).copy()
-    affine[:, :3] = affine[:, :3][:, list(order)]
-    for axis, flip in enumerate(flips):
-        if flip:
-            affine[:3, 3] += affine[:3, axis] * (turned.shape[axis] - 1)
-            affine[:3, axis] *= -1
-    turned = np.flip(turned, [axis for axis, flip in enumerate(flips) if flip])
-    z, y, x = turned.shape
-    return Volume(turned, Grid((z, y, x), affine)), order != (0, 1, 2) or any(flips)
+    affine = volume.grid.affine_lps
+    # Rows: head, back, left (S, P, L); columns: the array's axes. An assignment, since two axes of an oblique
+    # volume may both be nearest to the same patient axis.
+    cosines = (affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))[::-1]
+    rows, order = linear_sum_assignment(-np.abs(cosines))
+    is_reversed = cosines[rows, order] < 0
+    voxels = np.flip(volume.voxels.transpose(order), tuple(np.flatnonzero(is_reversed).tolist()))
+    moved = affine.copy()
+    moved[:, :3] = affine[:, order]
+    for axis in np.flatnonzero(is_reversed):
+        moved[:3, 3] += moved[:3, axis] * (voxels.shape[axis] - 1)
+        moved[:3, axis] *= -1.0
+    z, y, x = voxels.shape
+    return Volume(np.ascontiguousarray(voxels), Grid((z, y, x), moved))

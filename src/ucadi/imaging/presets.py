@@ -18,7 +18,8 @@ class InputPreset:
         stack_size: In-plane size (y, x) of each slice, over the lung box.
         draws: Stacks per study whose probabilities are averaged.
         spacing_mm: Voxel size in z, y, x of the segmentation's input.
-        patch: Training patch and inference window in z, y, x, voxels.
+        patch: Training patch in z, y, x, voxels.
+        window: Inference window in z, y, x, voxels.
         overlap: Share that neighbouring inference windows have in common.
     """
 
@@ -27,15 +28,16 @@ class InputPreset:
     draws: int
     spacing_mm: Triple
     patch: tuple[int, int, int]
+    window: tuple[int, int, int]
     overlap: float
 
 
 PRESETS: dict[str, InputPreset] = {
     # Sizes of Xu et al. 2020 (16 slices of 128x128, five draws) and Yang et al. 2021 (0.8x0.8x5 mm,
-    # training crops of 160x160x32).
-    "paper": InputPreset(16, 128, 5, (5.0, 0.8, 0.8), (32, 160, 160), 0.25),
+    # training crops of 160x160x32, windows of 224x224x32).
+    "paper": InputPreset(16, 128, 5, (5.0, 0.8, 0.8), (32, 160, 160), (32, 224, 224), 0.25),
     # Trains in minutes on two cores: demonstrations and tests.
-    "compact": InputPreset(16, 32, 5, (5.0, 3.0, 3.0), (16, 64, 64), 0.25),
+    "compact": InputPreset(16, 32, 5, (5.0, 3.0, 3.0), (16, 64, 64), (32, 96, 96), 0.25),
 }
 
 

@@ -172,10 +172,12 @@ def read_model(folder: Path) -> ModelFolder:
             task = Task(key)
             parameters[task] = _read_verified(folder / Path(entry.pop("file")).name, entry.pop("file_sha256"))
             cards[task] = NetworkCard(**{**entry, "sites": tuple(entry["sites"])})
+            if hash_tensors(parameters[task]) != cards[task].parameters_hash:
+                raise CheckpointError("checkpoint-invalid", f"{path} names other parameters for the {task}.")
         return ModelFolder(
             manifest["model_id"], manifest["name"], manifest["trained_on"], cards, parameters, manifest["run"]
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError("checkpoint-invalid", f"{path} cannot be read: {error!r}.") from error
 
 

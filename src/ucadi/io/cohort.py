@@ -3,8 +3,10 @@
 
 import csv
 import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from ucadi.errors import CohortError
 from ucadi.types import FindingClass, PathLikeStr, Severity, Split
@@ -86,14 +88,22 @@ def read_cohort(root: PathLikeStr) -> Cohort:
         raise CohortError(
             "cohort-invalid", f"There is no {COHORT_FILE} in {root}.", cure="Give a cohort's folder."
         )
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = {"patient_key", "study_key", "split", "label", "image"} - set(reader.fieldnames or ())
-        if missing:
-            raise CohortError("cohort-invalid", f"{path}: column {', '.join(sorted(missing))} is missing.")
-        studies = tuple(_parse(row, f"{path} line {line}") for line, row in enumerate(reader, start=2))
-    _check(Path(root), studies)
-    return Cohort(Path(root), studies)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark in front
+            reader = csv.DictReader(file, strict=True)
+            missing = set(_REQUIRED) - set(reader.fieldnames or ())
+            if missing:
+                raise CohortError(
+                    "cohort-invalid", f"{path}: column {', '.join(sorted(missing))} is missing."
+                )
+            rows = [(f"{path} line {reader.line_num}", row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise CohortError(
+            "cohort-invalid", f"{path} is not a CSV table: {error}.", cure="Save it as CSV in UTF-8."
+        ) from error
+    parsed = [(where, _parse(row, where)) for where, row in rows]
+    _check(Path(root), parsed)
+    return Cohort(Path(root), tuple(study for _, study in parsed))
 
 
 def _text(value: object) -> str:
@@ -105,45 +115,78 @@ def _text(value: object) -> str:
     return str(value)
 
 
-def _parse(row: dict[str, str], where: str) -> Study:
+def _key(text: str) -> str:
+    """Read a cell that must not be empty."""
+    if not text:
+        raise ValueError("empty")
+    return text
+
+
+def _volume(text: str) -> float:
+    """Read a volume in mL."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError("out of bounds")
+    return value
+
+
+_REQUIRED = ("patient_key", "study_key", "split", "label", "image")
+
+_COLUMNS: dict[str, tuple[Callable[[str], object], str]] = {
+    "patient_key": (_key, "a pseudonym"),
+    "study_key": (_key, "a pseudonym"),
+    "split": (Split, ", ".join(Split)),
+    "label": (FindingClass.__getitem__, ", ".join(FindingClass.__members__)),
+    "severity": (Severity.__getitem__, ", ".join(Severity.__members__)),
+    "image": (_key, "a file in the folder"),
+    "dicom": (_key, "a folder in the cohort's folder"),
+    "lesion_mask": (_key, "a file in the folder"),
+    "lesion_ml": (_volume, "a volume in mL with a decimal point"),
+}
+"""How a column's cell is read, and what it may hold; a column that is not required may be empty."""
+
+
+def _parse(row: dict[str, Any], where: str) -> Study:
     """Build a study from a row of the table."""
-
-    def cell(name: str) -> str:
-        return (row.get(name) or "").strip()
-
-    try:
-        return Study(
-            patient_key=cell("patient_key"),
-            study_key=cell("study_key"),
-            split=Split(cell("split")),
-            label=FindingClass[cell("label")],
-            severity=Severity[cell("severity")] if cell("severity") else None,
-            image=cell("image"),
-            dicom=cell("dicom"),
-            lesion_mask=cell("lesion_mask"),
-            lesion_ml=float(cell("lesion_ml")) if cell("lesion_ml") else None,
-        )
-    except (KeyError, ValueError) as error:
-        allowed = f"label: {', '.join(c.name for c in FindingClass)}; split: {', '.join(Split)}"
-        raise CohortError(
-            "cohort-invalid", f"{where}: {error} is not allowed.", cure=f"Use {allowed}."
-        ) from error
+    if None in row or None in row.values():
+        raise CohortError("cohort-invalid", f"{where} has not as many cells as there are columns.")
+    values: dict[str, Any] = {"severity": None}
+    for name, (read, wanted) in _COLUMNS.items():
+        text = row.get(name, "").strip()
+        if not text and name not in _REQUIRED:
+            continue
+        try:
+            values[name] = read(text)
+        except (KeyError, ValueError) as error:
+            raise CohortError(
+                "cohort-invalid",
+                f"{where}, column {name}: {text[:80]!r} is not allowed.",
+                cure=f"Use {wanted}.",
+            ) from error
+    return Study(**values)
 
 
-def _check(root: Path, studies: tuple[Study, ...]) -> None:
+def _check(root: Path, rows: Iterable[tuple[str, Study]]) -> None:
     """Refuse double studies, patients in two splits and files that are missing or outside the folder."""
     split_of: dict[str, Split] = {}
     seen: set[str] = set()
-    for study in studies:
+    for where, study in rows:
         if study.study_key in seen:
-            raise CohortError("cohort-invalid", f"{root}: study {study.study_key} appears twice.")
+            raise CohortError("cohort-invalid", f"{where}: study_key {study.study_key} appears twice.")
         seen.add(study.study_key)
         if split_of.setdefault(study.patient_key, study.split) is not study.split:
-            raise CohortError("cohort-invalid", f"{root}: patient {study.patient_key} is in two splits.")
-        for name in filter(None, (study.image, study.dicom, study.lesion_mask)):
-            target = root / name
-            if not target.exists() or not target.resolve().is_relative_to(root.resolve()):
+            raise CohortError("cohort-invalid", f"{where}: patient_key {study.patient_key} is in two splits.")
+        for column in ("image", "dicom", "lesion_mask"):
+            name = getattr(study, column)
+            if name and not _is_inside(root, name):
                 raise CohortError(
-                    "cohort-invalid",
-                    f"{root}: study {study.study_key} names {name}, which is not in the folder.",
+                    "cohort-invalid", f"{where}, column {column}: {name[:80]!r} is not in the folder."
                 )
+
+
+def _is_inside(root: Path, name: str) -> bool:
+    """Tell whether a name leads to something in the folder, links followed."""
+    try:
+        return (root / name).resolve(strict=True).is_relative_to(root.resolve())
+    except (OSError, ValueError):  # not there, or no possible name
+        return False

@@ -1,85 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DICOM series to a volume in HU.
+"""A DICOM series to a volume in HU, after checks that no image library makes."""
 
-Headers of all files are read first, series are judged by them, and only the chosen one is decoded. No name,
-date, path or UID leaves this module; a series is called by its number and by a key, the start of the hash of
-its UID.
-"""
-
-import hashlib
-import struct
-import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import pydicom
-from jaxtyping import Float, Int16
-from pydicom.dataset import FileDataset
-from pydicom.errors import BytesLengthException, InvalidDicomError
+from jaxtyping import Bool, Float, Int16, Integer
+from pydicom import Dataset, dcmread
 
-from ucadi.errors import DataError, DicomError, GeometryError, UcadiError
+from ucadi.errors import DicomError
+from ucadi.imaging.grid import Grid
 from ucadi.imaging.orientation import to_canonical
 from ucadi.imaging.volume import Volume
-from ucadi.io.files import InputFile
-from ucadi.io.report import SeriesReport
-from ucadi.types import Orientation
+from ucadi.io.files import READ_ERRORS
+from ucadi.io.headers import Header, Plane
+from ucadi.io.nifti import MAX_VOXELS
+from ucadi.io.series import MIN_SLICES, Series
 
-__all__ = ["MIN_SLICES", "DicomVolume", "looks_like_dicom", "read_dicom"]
+__all__ = ["LOWEST_HU", "DicomVolume", "padding_repair", "read_series"]
 
-MIN_SLICES = 16
-"""Fewer slices are no volume of a chest (the published code asks for more than 15)."""
+LOWEST_HU = -1024
+"""Nothing is less dense than air at -1000 HU and its noise; lower values are padding."""
 
-SPACING_TOLERANCE_MM = 0.1
-SPACING_TOLERANCE_SHARE = 0.01
-"""Slice distances may differ from their median by the larger of the two."""
-
-DRIFT_TOLERANCE_MM = 0.5
-"""In-plane shift of positions over the whole series; more means a tilted gantry."""
-
-ORIENTATION_TOLERANCE = 1e-3
-"""Direction cosines that differ by less are the same orientation."""
-
-AXIAL_COSINE = 0.9
-"""A slice normal this close to the body's long axis makes a series axial (up to 26 degrees)."""
-
-PADDING_HU = -1024
-"""What replaces values outside the scan circle; scanners store -2000 to -3024 there."""
-
-_HEADER_TAGS = [
-    "SOPClassUID",
-    "SeriesInstanceUID",
-    "SeriesNumber",
-    "AcquisitionNumber",
-    "Modality",
-    "ImageType",
-    "Rows",
-    "Columns",
-    "NumberOfFrames",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
-    "BurnedInAnnotation",
-]
-
-# What pydicom raises on damaged files, read on thousands of mutated ones.
-_PARSE_ERRORS = (
-    InvalidDicomError,
-    BytesLengthException,
-    AttributeError,
-    EOFError,
-    KeyError,
-    IndexError,
-    NotImplementedError,
-    OSError,
-    OverflowError,
-    RecursionError,
-    TypeError,
-    UnicodeDecodeError,
-    ValueError,
-    struct.error,
-)
+_PLAUSIBLE_HU = (-950.0, 4000.0)  # a padding value in here may be a patient's; nothing is replaced then
+_MAX_SLOPE, _MAX_INTERCEPT = 100.0, 1e5  # beyond, no CT; within, int32 holds every product
+_SAME_PLACE_MM = 0.02
+_SPACING_MM = 0.1  # tolerance of slice positions: this, or the share below
+_SPACING_SHARE = 0.01
+_DRIFT_MM = 1.0  # sideways over the whole series
+_SAME_PIXEL = 0.001  # relative difference of pixel spacings
+_GAP_FACTOR = 2.0  # distance over thickness from which on much of the patient is not seen
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,320 +37,206 @@ class DicomVolume:
     """What was read.
 
     Attributes:
-        volume: int16 HU in canonical axes.
-        series: Every series that was found.
-        repairs: What was changed.
-        warnings: What a reader should know.
+        volume: int16 HU, canonical axes.
+        repairs: What was changed on the way.
+        warnings: What a reader of a result should know.
     """
 
     volume: Volume
-    series: tuple[SeriesReport, ...]
     repairs: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class _Slice:
-    """One image's header."""
+@dataclass
+class _Counts:
+    """What was met while decoding."""
 
-    file: InputFile
-    uid: str
-    number: int | None
-    modality: str
-    image_type: tuple[str, ...]
-    frames: int
-    shape: tuple[int, int]
-    position: tuple[float, ...] | None
-    directions: tuple[float, ...] | None
-    pixel_mm: tuple[float, ...] | None
-    is_burned_in: bool
-
-    @property
-    def normal(self) -> Float[np.ndarray, " 3"]:
-        """Slice normal in LPS."""
-        cosines = np.array(self.directions)
-        return np.asarray(np.cross(cosines[:3], cosines[3:]))
-
-    @property
-    def is_localizer(self) -> bool:
-        return "LOCALIZER" in self.image_type
-
-    @property
-    def orientation(self) -> Orientation:
-        sagittal, coronal, axial = np.abs(self.normal)
-        if axial >= AXIAL_COSINE:
-            return Orientation.AXIAL
-        return Orientation.CORONAL if coronal > sagittal else Orientation.SAGITTAL
+    duplicates: int = 0
+    padding: int = 0
+    kept_padding: set[float] = field(default_factory=set)
 
 
-@dataclass(frozen=True, eq=False)
-class _Candidate:
-    """Images that could form one volume, and why they cannot."""
+def read_series(series: Series) -> DicomVolume:
+    """Read a series slice by slice into one int16 array.
 
-    slices: tuple[_Slice, ...]
-    error: DicomError | None
-
-    def report(self, *, chosen: bool, reason: str) -> SeriesReport:
-        """Say what it is, without the UID."""
-        first = self.slices[0]
-        return SeriesReport(
-            key=hashlib.sha256(first.uid.encode()).hexdigest()[:8],
-            number=first.number,
-            modality=first.modality,
-            slices=len(self.slices),
-            shape=None,
-            spacing_mm=None,
-            chosen=chosen,
-            reason=reason,
-        )
-
-
-class SeriesRefusedError(DicomError):
-    """No series can be read; carries what was found."""
-
-    def __init__(self, error: UcadiError, series: tuple[SeriesReport, ...]) -> None:
-        super().__init__(error.code, error.detail, cure=error.cure)
-        self.series = series
-
-
-def looks_like_dicom(head: bytes) -> bool:
-    """Tell by the first 132 bytes: the standard's mark, or a bare data set that starts with group 2 or 8."""
-    return head[128:132] == b"DICM" or head[:2] in (b"\x02\x00", b"\x08\x00")
-
-
-def read_dicom(files: Iterable[InputFile]) -> DicomVolume:
-    """Read the best axial CT series among files.
+    Args:
+        series: A candidate: axial CT with geometry and enough slices.
 
     Raises:
-        SeriesRefusedError: If no series can be read; ``series`` says what was found.
+        DicomError: If the slices do not form an even, upright stack, or a slice cannot be decoded. Messages
+            name the series by number and key, and places by mm.
     """
-    slices = [header for header in map(_read_header, files) if header is not None]
-    if not slices:
-        raise SeriesRefusedError(DicomError("dicom-none", "No file of the input is a DICOM image."), ())
-    candidates = sorted(map(_judge, _group(slices)), key=lambda c: (c.error is not None, -len(c.slices)))
-    best = candidates[0]
-    others = tuple(
-        other.report(chosen=False, reason=other.error.detail if other.error else "It has fewer slices.")
-        for other in candidates[1:]
-    )
-    try:
-        if best.error is not None:
-            raise _most_telling(candidates)
-        voxels, affine, repairs = _assemble(best.slices)
-    except DataError as error:
-        raise SeriesRefusedError(error, (best.report(chosen=False, reason=error.detail), *others)) from error
-    volume, turned = to_canonical(voxels, affine)
-    if turned:
-        repairs.append(
-            "Slices, rows or columns were put into the order feet to head, front to back, right to left."
-        )
-    reason = (
-        "It is the only axial CT series." if not others else "It is the axial CT series with most slices."
-    )
-    chosen = replace(
-        best.report(chosen=True, reason=reason), shape=volume.grid.shape, spacing_mm=volume.grid.spacing_mm
-    )
-    return DicomVolume(volume, (chosen, *others), tuple(repairs), ())
-
-
-def _read_header(file: InputFile) -> _Slice | None:
-    """Read one header; None when the file is no DICOM image or too damaged to say."""
-    if not looks_like_dicom(file.head(132)):
-        return None
-    try:
-        with file.read() as stream, warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # pydicom warns of harmless deviations in values we check ourselves
-            data = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=_HEADER_TAGS)
-            return _parse(file, data)
-    except _PARSE_ERRORS:
-        return None
-
-
-def _parse(file: InputFile, data: FileDataset) -> _Slice | None:
-    """Take the fields that judge a series; None without rows and columns (no image)."""
-    if not data.get("Rows") or not data.get("Columns"):
-        return None
-    number = data.get("SeriesNumber")
-    return _Slice(
-        file=file,
-        uid=str(data.get("SeriesInstanceUID", "")),
-        number=None if number is None else int(number),
-        modality=str(data.get("Modality", "") or "unknown"),
-        image_type=tuple(str(word).upper() for word in data.get("ImageType") or ()),
-        frames=int(data.get("NumberOfFrames") or 1),
-        shape=(int(data.Rows), int(data.Columns)),
-        position=_numbers(data.get("ImagePositionPatient"), 3),
-        directions=_numbers(data.get("ImageOrientationPatient"), 6),
-        pixel_mm=_numbers(data.get("PixelSpacing"), 2),
-        is_burned_in=str(data.get("BurnedInAnnotation", "")).upper() == "YES",
-    )
-
-
-def _numbers(value: Sequence[float] | None, count: int) -> tuple[float, ...] | None:
-    """Return finite numbers, or None when they are missing or not as many."""
-    if value is None or isinstance(value, str) or len(value) != count:
-        return None
-    numbers = tuple(float(number) for number in value)
-    return numbers if np.isfinite(numbers).all() else None
-
-
-def _group(slices: Iterable[_Slice]) -> list[tuple[_Slice, ...]]:
-    """Split into series, and series into parts of one size and orientation; localizers apart."""
-    groups: dict[tuple[object, ...], list[_Slice]] = defaultdict(list)
-    for item in slices:
-        cosines = item.directions and tuple(round(c / ORIENTATION_TOLERANCE / 2) for c in item.directions)
-        groups[item.uid, item.modality, item.is_localizer, item.shape, cosines].append(item)
-    return [tuple(group) for group in groups.values()]
-
-
-def _judge(slices: tuple[_Slice, ...]) -> _Candidate:
-    """Say by the headers alone whether images can form a chest CT volume."""
-    first = slices[0]
-    error: DicomError | None = None
-    if first.modality != "CT":
-        error = DicomError("dicom-not-ct", f"The modality is {_word(first.modality)}, not CT.")
-    elif first.is_localizer:
-        error = DicomError("dicom-localizer", f"{len(slices)} localizer image(s).")
-    elif any(item.is_burned_in for item in slices):
-        error = DicomError(
-            "dicom-not-ct",
-            "The header says that text is burned into the image.",
-            cure="Export the original series.",
-        )
-    elif first.frames > 1:
-        error = DicomError(
-            "input-unsupported",
-            f"It is a multi-frame image with {first.frames} frames.",
-            cure="Export the series as single-frame CT images.",
-        )
-    elif not all(item.position and item.directions and item.pixel_mm for item in slices):
-        error = DicomError("dicom-no-geometry", "Position, orientation or pixel spacing is missing.")
-    elif first.orientation is not Orientation.AXIAL:
-        error = DicomError("dicom-not-axial", f"The slices are {first.orientation}.")
-    elif len(slices) < MIN_SLICES:
-        error = DicomError(
-            "dicom-too-few-slices", f"{len(slices)} slice(s), at least {MIN_SLICES} are needed."
-        )
-    return _Candidate(slices, error)
-
-
-def _most_telling(candidates: Sequence[_Candidate]) -> DicomError:
-    """Return the error of the candidate that came furthest."""
-    order = (
-        "dicom-too-few-slices",
-        "dicom-no-geometry",
-        "input-unsupported",
-        "dicom-not-axial",
-        "dicom-localizer",
-        "dicom-not-ct",
-    )
-    errors = [candidate.error for candidate in candidates if candidate.error is not None]
-    return min(errors, key=lambda error: order.index(error.code))
-
-
-def _word(text: str) -> str:
-    """Keep a header's code word short and plain."""
-    return "".join(c for c in text if c.isalnum())[:16] or "not given"
-
-
-def _assemble(
-    slices: Sequence[_Slice],
-) -> tuple[Int16[np.ndarray, "k r c"], Float[np.ndarray, "4 4"], list[str]]:
-    """Sort by position, check the spacing, decode; return voxels, LPS affine and repairs."""
-    repairs: list[str] = []
-    first = slices[0]
-    if len({item.pixel_mm for item in slices}) > 1:
-        raise DicomError("dicom-mixed-geometry", "The pixel spacing changes within the series.")
-    normal = first.normal / np.linalg.norm(first.normal)
-    ordered = sorted(slices, key=lambda item: float(np.dot(item.position or (), normal)))
-    ordered = _without_duplicates(ordered, normal, repairs)
-    positions = np.array([item.position for item in ordered])
-    along = positions @ normal
-    gaps = np.diff(along)
-    _check_gaps(along, gaps)
-    step = (positions[-1] - positions[0]) / (len(ordered) - 1)
-    drift = float(np.linalg.norm(step - normal * (step @ normal)) * (len(ordered) - 1))
-    if drift > DRIFT_TOLERANCE_MM:
-        angle = float(np.degrees(np.arctan2(drift, along[-1] - along[0])))
-        raise GeometryError(
-            "dicom-tilted", f"Positions drift sideways by {drift:.1f} mm ({angle:.0f} degrees)."
-        )
-    affine = np.eye(4)
-    cosines, pixel = np.array(first.directions), first.pixel_mm or ()
-    affine[:3, 0], affine[:3, 3] = step, positions[0]
-    affine[:3, 1], affine[:3, 2] = cosines[3:] * pixel[0], cosines[:3] * pixel[1]
-    if abs(np.linalg.det(affine)) < 1e-6:
-        raise DicomError("dicom-no-geometry", "Pixel spacing or orientation is zero.")
-    voxels = np.empty((len(ordered), *first.shape), np.int16)
-    padded = 0
-    for target, item in zip(voxels, ordered, strict=True):
-        padded += _decode(item, target)
-    if padded:
-        repairs.append(f"{padded} values outside the scan field were set to {PADDING_HU} HU.")
-    return voxels, affine, repairs
-
-
-def _without_duplicates(
-    ordered: list[_Slice], normal: Float[np.ndarray, " 3"], repairs: list[str]
-) -> list[_Slice]:
-    """Drop a slice whose position and pixels equal the one before; refuse equal positions otherwise."""
-    kept: list[_Slice] = []
-    for item in ordered:
-        step = (
-            1.0
-            if not kept
-            else float(np.dot(np.subtract(item.position or (), kept[-1].position or ()), normal))
-        )
-        if abs(step) > 0.01:
-            kept.append(item)
-            continue
-        here, before = np.empty(item.shape, np.int16), np.empty(item.shape, np.int16)
-        _decode(item, here)
-        _decode(kept[-1], before)
-        if not np.array_equal(here, before):
-            where = float(np.dot(item.position or (), normal))
-            raise DicomError("dicom-duplicate-slices", f"Two different slices lie at {where:.1f} mm.")
-    if len(kept) < len(ordered):
-        repairs.append(f"{len(ordered) - len(kept)} slice(s) that occurred twice were dropped.")
+    order = np.argsort([plane.height_mm for plane in series.planes], kind="stable")
+    headers, planes = [series.headers[i] for i in order], [series.planes[i] for i in order]
+    heights_mm = np.array([plane.position_mm for plane in planes]) @ planes[0].normal
+    is_duplicate = np.diff(heights_mm, prepend=-np.inf) < _SAME_PLACE_MM
+    kept = [plane for plane, skip in zip(planes, is_duplicate, strict=True) if not skip]
     if len(kept) < MIN_SLICES:
         raise DicomError(
-            "dicom-too-few-slices", f"{len(kept)} different slices, at least {MIN_SLICES} are needed."
+            "dicom-too-few-slices",
+            f"{series.name} has slices at {len(kept)} positions; {MIN_SLICES} or more are needed.",
         )
-    return kept
+    _check_geometry(series.name, kept)
+    step_mm = _even_step_mm(series.name, kept, heights_mm[~is_duplicate])
+    counts = _Counts()
+    voxels = _decode(series.name, headers, planes, is_duplicate, counts)
+    volume = to_canonical(Volume(voxels, _grid(kept, headers[0].size, step_mm)))
+    return DicomVolume(volume, _repairs(counts, voxels.size), _warnings(headers, step_mm, counts))
 
 
-def _check_gaps(along: Float[np.ndarray, " k"], gaps: Float[np.ndarray, " j"]) -> None:
-    """Refuse uneven spacing, naming the worst gap."""
-    usual = float(np.median(gaps))
-    tolerance = max(SPACING_TOLERANCE_MM, SPACING_TOLERANCE_SHARE * usual)
-    worst = int(np.argmax(np.abs(gaps - usual)))
-    if abs(gaps[worst] - usual) > tolerance:
-        raise GeometryError(
-            "dicom-uneven-spacing",
-            f"The distance after the slice at {along[worst]:.1f} mm is {gaps[worst]:.2f} mm, "
-            f"elsewhere it is {usual:.2f} mm.",
-        )
-
-
-def _decode(item: _Slice, target: Int16[np.ndarray, "r c"]) -> int:
-    """Write one slice's HU into an array; return how many values were padding."""
-    try:
-        with item.file.read() as stream, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            data = pydicom.dcmread(stream, force=True)
-            stored = data.pixel_array
-            slope, intercept = float(data.get("RescaleSlope") or 1), float(data.get("RescaleIntercept") or 0)
-            is_inverse = data.get("PhotometricInterpretation") == "MONOCHROME1"
-    except (*_PARSE_ERRORS, RuntimeError) as error:  # decoders raise RuntimeError
-        raise DicomError("dicom-undecodable", "The pixel data of a slice cannot be decoded.") from error
-    if stored.shape != target.shape or is_inverse:
+def _check_geometry(name: str, planes: Sequence[Plane]) -> None:
+    """Refuse slices of different pixel size, and stacks that drift sideways."""
+    pixels = np.array([plane.pixel_mm for plane in planes])
+    if not np.allclose(pixels, pixels[0], rtol=_SAME_PIXEL, atol=0):
         raise DicomError(
-            "dicom-undecodable", "A slice is no single gray image with its stated rows and columns."
+            "dicom-mixed-geometry",
+            f"{name} has pixel spacings from {pixels.min():.3f} to {pixels.max():.3f} mm.",
         )
-    hu = stored.astype(np.float32) * slope + intercept
-    outside = hu < PADDING_HU  # by value: PixelPaddingValue is often absent or written with the wrong sign
-    hu[outside] = PADDING_HU
-    np.copyto(target, np.clip(np.rint(hu), -32768, 32767), casting="unsafe")
-    return int(np.count_nonzero(outside))
+    positions = np.array([plane.position_mm for plane in planes]) - planes[0].position_mm
+    along = positions @ planes[0].normal
+    sideways = np.linalg.norm(positions - along[:, None] * planes[0].normal, axis=1)
+    if sideways.max() > _DRIFT_MM:
+        angle = np.degrees(np.arctan2(sideways[-1], along[-1]))
+        raise DicomError(
+            "dicom-tilted",
+            f"{name} drifts sideways by {sideways.max():.1f} mm over {along[-1]:.1f} mm, as with a gantry "
+            f"that is tilted by {angle:.1f} degrees.",
+        )
+
+
+def _even_step_mm(name: str, planes: Sequence[Plane], heights_mm: Float[np.ndarray, " slices"]) -> float:
+    """Return the distance between slices, or refuse an uneven stack and name the place."""
+    gaps = np.diff(heights_mm)
+    step = float(heights_mm[-1] - heights_mm[0]) / len(gaps)
+    # Against the whole lattice, not gap by gap: small steps in one direction add up, jitter does not.
+    off_lattice = np.abs(heights_mm - heights_mm[0] - step * np.arange(len(heights_mm)))
+    if off_lattice.max() <= max(_SPACING_MM, _SPACING_SHARE * step):
+        return step
+    usual = float(np.median(gaps))
+    worst = int(np.abs(gaps - usual).argmax())
+    missing = round(gaps[worst] / usual) - 1
+    guess = f"; {missing} missing there" if missing > 0 else ""
+    raise DicomError(
+        "dicom-uneven-spacing",
+        f"{name}: above z = {planes[worst].position_mm[2]:.1f} mm the gap is {gaps[worst]:.2f} mm, "
+        f"{usual:.2f} mm is usual{guess}.",
+    )
+
+
+def _grid(planes: Sequence[Plane], size: tuple[int, int], step_mm: float) -> Grid:
+    """Return where the stack's voxels lie."""
+    first = planes[0]
+    affine = np.eye(4)
+    affine[:3, 0] = first.normal * step_mm
+    affine[:3, 1] = first.column * first.pixel_mm[0]
+    affine[:3, 2] = first.row * first.pixel_mm[1]
+    affine[:3, 3] = first.position_mm
+    return Grid((len(planes), *size), affine)
+
+
+def _decode(
+    name: str,
+    headers: Sequence[Header],
+    planes: Sequence[Plane],
+    is_duplicate: Bool[np.ndarray, " all"],
+    counts: _Counts,
+) -> Int16[np.ndarray, "z y x"]:
+    """Decode all slices into one array; duplicates are compared with the slice before and dropped."""
+    shape = (int(np.count_nonzero(~is_duplicate)), *headers[0].size)
+    if int(np.prod(shape, dtype=np.int64)) > MAX_VOXELS:
+        raise DicomError("dicom-undecodable", f"{name}: {shape} voxels are more than any chest CT has.")
+    voxels = np.empty(shape, np.int16)
+    z = -1
+    for header, plane, is_copy in zip(headers, planes, is_duplicate, strict=True):
+        place = f"{name}: the slice at z = {plane.position_mm[2]:.1f} mm"
+        hu = _slice_hu(place, header, counts)
+        if not is_copy:
+            z += 1
+            voxels[z] = hu
+        elif np.array_equal(voxels[z], hu):
+            counts.duplicates += 1
+        else:
+            raise DicomError(
+                "dicom-duplicate-slices",
+                f"{place} is not the only one there, and the pixels differ.",
+            )
+    return voxels
+
+
+def _slice_hu(place: str, header: Header, counts: _Counts) -> Int16[np.ndarray, "y x"]:
+    """Decode one slice and rescale it by its own slope and intercept."""
+    try:
+        with header.open() as file:
+            dataset = dcmread(file)
+            stored = dataset.pixel_array
+            slope = float(dataset.get("RescaleSlope", 1.0))
+            intercept = float(dataset.get("RescaleIntercept", 0.0))
+            padding = _padding_values(dataset)
+    except READ_ERRORS as error:
+        raise DicomError(
+            "dicom-undecodable",
+            f"{place} cannot be decoded ({type(error).__name__}).",
+        ) from error
+    if stored.shape != header.size or not (0 < abs(slope) <= _MAX_SLOPE and abs(intercept) <= _MAX_INTERCEPT):
+        raise DicomError("dicom-undecodable", f"{place} has no usable size or rescale.")
+    is_padding = np.zeros(stored.shape, np.bool_)
+    for value in padding:
+        if _PLAUSIBLE_HU[0] <= value * slope + intercept <= _PLAUSIBLE_HU[1]:
+            counts.kept_padding.add(value * slope + intercept)
+        else:
+            is_padding |= stored == value
+    hu = _rescale(stored, slope, intercept)
+    is_padding |= hu < LOWEST_HU
+    counts.padding += int(np.count_nonzero(is_padding & (hu != LOWEST_HU)))
+    hu[is_padding] = LOWEST_HU
+    return np.asarray(np.clip(hu, LOWEST_HU, np.iinfo(np.int16).max), dtype=np.int16)
+
+
+def _rescale(
+    stored: Integer[np.ndarray, "y x"], slope: float, intercept: float
+) -> Integer[np.ndarray, "y x"]:
+    """Return HU rounded to whole numbers; int32, so that nothing wraps before clipping."""
+    if slope.is_integer() and intercept.is_integer():
+        return stored.astype(np.int32) * int(slope) + int(intercept)
+    return np.asarray(np.rint(stored * slope + intercept), dtype=np.int32)
+
+
+def _padding_values(dataset: Dataset) -> set[int]:
+    """Return the stored values that mean no measurement, also read with the wrong sign."""
+    if "PixelPaddingValue" not in dataset:
+        return set()
+    value = int(dataset.PixelPaddingValue)
+    # Some writers store the unsigned reading of a signed value, and the other way round.
+    return {value, value - 2**16 if value >= 2**15 else value + 2**16 if value < 0 else value}
+
+
+def padding_repair(padding: int, voxels: int) -> str:
+    """Say that padding was replaced."""
+    share = 100.0 * padding / voxels
+    return f"Padding outside the scan circle ({share:.1f} % of voxels) was set to {LOWEST_HU} HU."
+
+
+def _repairs(counts: _Counts, voxels: int) -> tuple[str, ...]:
+    """Say what was changed."""
+    repairs = []
+    if counts.duplicates:
+        repairs.append(f"{counts.duplicates} slices that were there twice, with equal pixels, were dropped.")
+    if counts.padding:
+        repairs.append(padding_repair(counts.padding, voxels))
+    return tuple(repairs)
+
+
+def _warnings(headers: Sequence[Header], step_mm: float, counts: _Counts) -> tuple[str, ...]:
+    """Say what a reader of a result should know."""
+    warnings = []
+    if any(header.is_lossy for header in headers):
+        warnings.append("The images were compressed with loss, so fine detail and HU are not exact.")
+    thickness = headers[0].thickness_mm
+    if thickness and step_mm > _GAP_FACTOR * thickness + _SPACING_MM:
+        warnings.append(
+            f"Slices {thickness:.1f} mm thick lie {step_mm:.1f} mm apart; what is between is not seen."
+        )
+    if counts.kept_padding:
+        value = min(counts.kept_padding)
+        warnings.append(f"The padding value ({value:.0f} HU) lies among tissue values and was not replaced.")
+    return tuple(warnings)

@@ -1,117 +1,123 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of an input, from a folder, a single file or a zip, with limits against hostile archives.
+"""Files of an input, from a folder or a zip archive, each behind a function that opens it.
 
-Names inside an archive are never used as paths and never shown: they may be hostile and may identify a patient.
+Names inside an archive are never used as paths: entries are read as streams.
 """
 
 import io
+import os
+import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from pydicom.errors import BytesLengthException, InvalidDicomError
+
 from ucadi.errors import DataError
 
-__all__ = ["MAX_ENTRIES", "MAX_FILE_BYTES", "MAX_RATIO", "MAX_TOTAL_BYTES", "InputFile", "input_files"]
+__all__ = [
+    "MAX_ENTRIES",
+    "MAX_ENTRY_BYTES",
+    "MAX_RATIO",
+    "MAX_TOTAL_BYTES",
+    "READ_ERRORS",
+    "OpenFile",
+    "file_of_path",
+    "files_of_folder",
+    "files_of_zip",
+]
+
+READ_ERRORS = (
+    AttributeError,
+    BytesLengthException,
+    EOFError,
+    InvalidDicomError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What pydicom, its decoders and zipfile raise on damaged files; to be caught around their calls only."""
+
+OpenFile = Callable[[], BinaryIO]
 
 MAX_ENTRIES = 20_000
-"""Files in one input; a thin-slice study with all reconstructions has a few thousand."""
+"""A study has a few thousand images at most."""
 
-MAX_FILE_BYTES = 2 * 2**30
-"""One file, unpacked."""
+MAX_TOTAL_BYTES = 16 * 2**30
+"""Of all entries, expanded."""
 
-MAX_TOTAL_BYTES = 8 * 2**30
-"""All files of an archive, unpacked."""
+MAX_ENTRY_BYTES = 512 * 2**20
+"""Of one entry, expanded: 2,000 frames of 512x512, multi-frame."""
 
 MAX_RATIO = 200
-"""Unpacked over packed bytes of one entry; CT compresses 2 to 4 times, empty slices at most 100 times."""
+"""Expanded over stored: CT images reach 10, blank ones 100; a bomb reaches 1,000."""
+
+_MIN_RATIO_BYTES = 2**20  # small blank entries expand a lot and harm nobody
+_IS_ENCRYPTED = 0x1
+_BUFFER_BYTES = 2**16
 
 
-@dataclass(frozen=True)
-class InputFile:
-    """One file.
-
-    Attributes:
-        read: Returns a fresh seekable stream.
-        path: Where it lies when it lies on disk.
-    """
-
-    read: Callable[[], BinaryIO]
-    path: Path | None = None
-
-    def head(self, count: int) -> bytes:
-        """Return the first bytes."""
-        with self.read() as stream:
-            return stream.read(count)
+def files_of_folder(folder: Path) -> list[OpenFile]:
+    """Return all files under a folder, in the order of their names; links to folders are not followed."""
+    paths = sorted(Path(top, name) for top, _, names in os.walk(folder) for name in names)
+    return [file_of_path(path) for path in paths if path.is_file()]
 
 
-def input_files(source: Path) -> Iterator[InputFile]:
-    """Return all files of a folder (recursive, sorted), of a zip, or the one file.
+def files_of_zip(archive: zipfile.ZipFile) -> list[OpenFile]:
+    """Return all files of an archive, without archives inside it.
+
+    Sizes are the directory's, which is safe: zipfile never expands an entry beyond its stated size.
 
     Raises:
-        DataError: ``input-not-found``, or ``archive-unsafe`` when a limit is passed.
+        DataError: ``archive-unsafe`` when an entry is encrypted or a limit is exceeded.
     """
-    if not source.exists():
-        raise DataError("input-not-found", "There is nothing at the given path.")
-    if source.is_dir():
-        return _folder_files(source)
-    if zipfile.is_zipfile(source):
-        return _zip_files(source)
-    return iter([_on_disk(source)])
-
-
-def _on_disk(path: Path) -> InputFile:
-    return InputFile(lambda: path.open("rb"), path)
-
-
-def _folder_files(folder: Path) -> Iterator[InputFile]:
-    """Yield regular files; links are not followed."""
-    count = 0
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or not path.is_file():
-            continue
-        count += 1
-        if count > MAX_ENTRIES:
-            raise DataError("archive-unsafe", f"The folder has more than {MAX_ENTRIES} files.")
-        yield _on_disk(path)
-
-
-def _zip_files(path: Path) -> Iterator[InputFile]:
-    """Check an archive's directory, then yield its entries."""
-    with zipfile.ZipFile(path) as archive:
-        entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+    entries = [entry for entry in archive.infolist() if not entry.is_dir()]
     if len(entries) > MAX_ENTRIES:
-        raise DataError(
-            "archive-unsafe", f"The archive has {len(entries)} entries, at most {MAX_ENTRIES} are read."
-        )
+        raise DataError("archive-unsafe", f"The archive has {len(entries)} entries, more than {MAX_ENTRIES}.")
     total = sum(entry.file_size for entry in entries)
     if total > MAX_TOTAL_BYTES:
-        raise DataError("archive-unsafe", f"The archive unpacks to {total / 2**30:.1f} GiB.")
-    for entry in entries:
-        ratio = entry.file_size / max(entry.compress_size, 1)
-        if entry.file_size > MAX_FILE_BYTES or ratio > MAX_RATIO:
-            raise DataError(
-                "archive-unsafe",
-                f"An entry of {entry.compress_size} bytes would unpack to {entry.file_size} bytes.",
-            )
-        if entry.flag_bits & 0x1:
-            raise DataError("archive-unsafe", "The archive is encrypted.", cure="Send it without a password.")
-    return (InputFile(_entry_reader(path, entry)) for entry in entries)
+        raise DataError(
+            "archive-unsafe", f"The archive expands to {total:,} bytes, more than {MAX_TOTAL_BYTES:,}."
+        )
+    for number, entry in enumerate(entries, start=1):
+        _check_entry(number, entry)
+    return [_opener_of_entry(archive, entry) for entry in entries]
 
 
-def _entry_reader(path: Path, entry: zipfile.ZipInfo) -> Callable[[], BinaryIO]:
-    """Return a function that unpacks one entry into memory, never more than its directory says."""
+def _check_entry(number: int, entry: zipfile.ZipInfo) -> None:
+    """Refuse an encrypted, too large or too strongly compressed entry."""
+    if entry.flag_bits & _IS_ENCRYPTED:
+        raise DataError(
+            "archive-unsafe",
+            f"Entry {number} of the archive is encrypted.",
+            cure="Send it without a password.",
+        )
+    if entry.file_size > MAX_ENTRY_BYTES:
+        raise DataError(
+            "archive-unsafe",
+            f"Entry {number} expands to {entry.file_size:,} bytes, more than {MAX_ENTRY_BYTES:,}.",
+        )
+    ratio = entry.file_size / max(1, entry.compress_size)
+    if entry.file_size > _MIN_RATIO_BYTES and ratio > MAX_RATIO:
+        raise DataError(
+            "archive-unsafe", f"Entry {number} expands {ratio:.0f} times, more than {MAX_RATIO} times."
+        )
 
-    def read() -> BinaryIO:
-        try:
-            with zipfile.ZipFile(path) as archive, archive.open(entry) as packed:
-                data = packed.read(entry.file_size + 1)
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
-            raise DataError("input-unreadable", "An entry of the archive is damaged.") from error
-        if len(data) > entry.file_size:
-            raise DataError("archive-unsafe", "An entry is larger than the archive says.")
-        return io.BytesIO(data)
 
-    return read
+def file_of_path(path: Path) -> OpenFile:
+    """Return one file on disk."""
+    return lambda: path.open("rb")
+
+
+def _opener_of_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> OpenFile:
+    # Buffered: the DICOM reader seeks back by a few bytes, which a bare entry answers by starting over.
+    return lambda: io.BufferedReader(archive.open(entry), _BUFFER_BYTES)  # type: ignore[type-var]

@@ -2,67 +2,56 @@
 """NIfTI files to volumes and back. The only place that knows RAS."""
 
 import gzip
+import io
+import logging
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from jaxtyping import Float, Shaped
 from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
+from nibabel.spatialimages import HeaderDataError, HeaderTypeError
+from nibabel.wrapstruct import WrapStructError
 
 from ucadi.errors import NiftiError
+from ucadi.imaging.grid import Grid
 from ucadi.imaging.orientation import to_canonical
 from ucadi.imaging.volume import Volume
 
-__all__ = ["looks_like_nifti", "read_nifti", "write_nifti"]
+__all__ = ["MAX_VOXELS", "is_nifti", "read_nifti", "write_nifti"]
+
+MAX_VOXELS = 2**30
+"""1024 slices of 1024x1024. A header that states more is damaged or hostile, not a chest CT."""
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _XYZ_TO_ZYX = np.eye(4)[[2, 1, 0, 3]]
-
-_GZIP_LEVEL = 1
-"""Level 1 is several times faster than the default and CT compresses hardly better at higher levels."""
-
-_FORM_TOLERANCE_MM = 1.0
-"""How far sform and qform may place the same voxel apart."""
-
-_PARSE_ERRORS = (
-    ImageFileError,
-    HeaderDataError,
+_GZIP_LEVEL = 1  # several times as fast as the default level, and CT hardly gets smaller at higher ones
+_GZIP_MAGIC = b"\x1f\x8b"
+_HEADER_BYTES = 540  # of NIfTI-2, the longer one
+_MAX_CONFLICT_MM = 1.0  # between the places that sform and qform give a corner
+_MAX_SHEAR = 1e-3  # cosine between two axes
+_MAX_SPACING_CONFLICT = 0.01  # relative, between the affine's and the header's voxel size
+_MIN_SPACING_MM = 1e-3
+_DAMAGED = (
     EOFError,
+    HeaderDataError,
+    HeaderTypeError,
+    ImageFileError,
+    KeyError,
     OSError,
     OverflowError,
-    ValueError,
     TypeError,
-    gzip.BadGzipFile,
+    ValueError,
+    WrapStructError,
     struct.error,
     zlib.error,
 )
-
-
-def looks_like_nifti(head: bytes) -> bool:
-    """Tell by the first 348 bytes, unpacked: NIfTI-1 or NIfTI-2 in one file."""
-    return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
-
-
-def read_nifti(path: Path) -> Volume:
-    """Read one 3D volume in canonical axes.
-
-    Whole numbers come back as int16 where they fit, others as float32. Masks come back with their numbers.
-
-    Raises:
-        NiftiError: If the file is damaged, not 3D, holds NaN, or states no or contradictory orientation.
-    """
-    try:
-        image = nib.load(path)
-        shape, affine_ras = _geometry(image)
-        voxels = np.asanyarray(image.dataobj).reshape(shape)
-    except _PARSE_ERRORS as error:
-        raise NiftiError("input-unreadable", "The NIfTI file is damaged or cut short.") from error
-    affine_lps = _LPS_TO_RAS @ affine_ras @ _XYZ_TO_ZYX
-    volume, _ = to_canonical(_compact(voxels).transpose(2, 1, 0), affine_lps)
-    return Volume(np.ascontiguousarray(volume.voxels), volume.grid)
+"""What nibabel and gzip raise on damaged files; caught around their calls only."""
 
 
 def write_nifti(volume: Volume, path: Path) -> None:
@@ -72,44 +61,135 @@ def write_nifti(volume: Volume, path: Path) -> None:
     image = nib.Nifti1Image(voxels.transpose(2, 1, 0), affine_ras)
     image.header.set_xyzt_units("mm")
     data = image.to_bytes()
-    # mtime 0: the same volume gives the same bytes.
+    # Without a time stamp, so that the same volume gives the same bytes.
     path.write_bytes(gzip.compress(data, _GZIP_LEVEL, mtime=0) if path.suffix == ".gz" else data)
 
 
-def _geometry(image: nib.Nifti1Image) -> tuple[tuple[int, int, int], Float[np.ndarray, "4 4"]]:
-    """Return the 3D shape and the RAS affine."""
-    if not isinstance(image, nib.Nifti1Image):
-        raise NiftiError("nifti-not-3d", "The file is no single-file NIfTI.")
-    shape = tuple(int(n) for n in image.shape)
+def is_nifti(path: Path) -> bool:
+    """Tell by its first bytes whether a file is one NIfTI volume, plain or compressed."""
+    try:
+        with _open(path) as file:
+            head = file.read(_HEADER_BYTES)
+    except (OSError, EOFError, zlib.error):
+        return False
+    return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
+
+
+def read_nifti(path: Path) -> Volume:
+    """Read one 3D volume in canonical axes: int16 when its numbers are whole and fit, else float32.
+
+    Args:
+        path: A CT in HU or a mask, NIfTI-1 or NIfTI-2 in one file, plain or compressed, whatever its name.
+
+    Raises:
+        NiftiError: If the file is damaged or too large, does not hold one 3D volume of numbers, states no or
+            contradicting orientation, or holds NaN or infinite values. The message names no file.
+    """
+    with _quiet_nibabel():
+        try:
+            with _open(path) as file:
+                image = _image_type(file).from_stream(file)
+                shape = _shape_3d(image.header)
+                affine_lps = _LPS_TO_RAS @ _affine_ras(image.header) @ _XYZ_TO_ZYX
+                voxels = _read_values(image.dataobj).reshape(shape, order="F")
+        except _DAMAGED as error:
+            raise NiftiError(
+                "input-unreadable", f"The NIfTI file is damaged or cut short ({type(error).__name__})."
+            ) from error
+    x, y, z = shape
+    return to_canonical(Volume(voxels.transpose(2, 1, 0), Grid((z, y, x), affine_lps)))
+
+
+def _open(path: Path) -> io.BufferedReader | gzip.GzipFile:
+    """Open a plain or compressed file by its content, not by its name."""
+    file = path.open("rb")
+    if file.peek(len(_GZIP_MAGIC))[: len(_GZIP_MAGIC)] != _GZIP_MAGIC:
+        return file
+    file.close()
+    return gzip.open(path)
+
+
+def _image_type(file: io.BufferedReader | gzip.GzipFile) -> type[nib.Nifti1Image]:
+    """Return the class that reads the file's version."""
+    head = file.read(_HEADER_BYTES)
+    file.seek(0)
+    return nib.Nifti2Image if head[4:8] == b"n+2\0" else nib.Nifti1Image
+
+
+@contextmanager
+def _quiet_nibabel() -> Iterator[None]:
+    """Keep nibabel's remarks about headers from stderr: what matters is checked here."""
+    logger = logging.getLogger("nibabel.global")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _affine_ras(header: nib.Nifti1Header) -> Float[np.ndarray, "4 4"]:
+    """Return the sform's affine, else the qform's, after checking that the header does not contradict itself.
+
+    Raises:
+        NiftiError: If neither is there, or they, the voxel size or the unit do not agree.
+    """
+    unit = header.get_xyzt_units()[0]
+    if unit not in ("mm", "unknown"):
+        raise NiftiError("nifti-no-orientation", f"The header's unit is {unit}, not mm.")
+    sform, qform = (header.get_sform(coded=True)[0], header.get_qform(coded=True)[0])
+    affine = sform if sform is not None else qform
+    if affine is None:
+        raise NiftiError("nifti-no-orientation", "The header has neither a valid sform nor a valid qform.")
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or spacing.min() < _MIN_SPACING_MM:
+        raise NiftiError("nifti-no-orientation", "The header's affine is singular or not finite.")
+    directions = affine[:3, :3] / spacing
+    if np.abs(directions.T @ directions - np.eye(3)).max() > _MAX_SHEAR:
+        raise NiftiError("nifti-no-orientation", "The volume's axes are not at right angles (sheared).")
+    stated = np.array(header.get_zooms()[:3], dtype=np.float64)
+    if not np.allclose(spacing, stated, rtol=_MAX_SPACING_CONFLICT):
+        raise NiftiError(
+            "nifti-no-orientation",
+            f"The affine's voxel size is {np.round(spacing, 3).tolist()} mm, the header's "
+            f"{np.round(stated, 3).tolist()} mm.",
+        )
+    if sform is not None and qform is not None:
+        far = np.array([*header.get_data_shape()[:3], 1.0])
+        corners = np.array(np.meshgrid(*[(0.0, n - 1.0) for n in far[:3]], [1.0])).reshape(4, -1)
+        conflict_mm = np.linalg.norm(((sform - qform) @ corners)[:3], axis=0).max()
+        if conflict_mm > _MAX_CONFLICT_MM:
+            raise NiftiError(
+                "nifti-no-orientation", f"sform and qform place the volume {conflict_mm:.1f} mm apart."
+            )
+    return np.asarray(affine, dtype=np.float64)
+
+
+def _shape_3d(header: nib.Nifti1Header) -> tuple[int, int, int]:
+    """Return the shape in the file's order (x, y, z), or refuse."""
+    shape = [int(n) for n in header.get_data_shape()]
     while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
+        shape.pop()
     if len(shape) != 3 or min(shape) < 1:
-        raise NiftiError("nifti-not-3d", f"The file has shape {tuple(image.shape)}.")
-    if np.dtype(image.get_data_dtype()).kind not in "iuf":
-        raise NiftiError("nifti-not-3d", f"The file holds {image.get_data_dtype()}, not numbers.")
-    sform, s_code = image.get_sform(coded=True)
-    qform, q_code = image.get_qform(coded=True)
-    if not s_code and not q_code:
-        raise NiftiError("nifti-no-orientation", "Neither sform nor qform is set.")
-    affine: np.ndarray = sform if s_code else qform
-    if s_code and q_code:
-        corner = np.array([*(n - 1 for n in shape), 1.0])
-        apart = float(max(np.abs((sform - qform)[:3, 3]).max(), np.abs((sform - qform) @ corner).max()))
-        if apart > _FORM_TOLERANCE_MM:
-            raise NiftiError("nifti-no-orientation", f"sform and qform differ by {apart:.1f} mm.")
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise NiftiError("nifti-no-orientation", "The orientation matrix is singular.")
-    return (shape[0], shape[1], shape[2]), affine
+        raise NiftiError("nifti-not-3d", f"The file's array has {len(shape)} dimensions: {shape}.")
+    if int(np.prod(shape, dtype=np.int64)) > MAX_VOXELS:
+        raise NiftiError("nifti-not-3d", f"A volume of {shape} voxels is larger than any chest CT.")
+    if header.get_data_dtype().fields is not None or header.get_data_dtype().kind not in "iuf":
+        raise NiftiError("ct-not-hu", "The file holds colors or complex numbers.")
+    return shape[0], shape[1], shape[2]
 
 
-def _compact(voxels: Shaped[np.ndarray, "x y z"]) -> Shaped[np.ndarray, "x y z"]:
-    """Return int16 when all values are whole and fit, float32 otherwise."""
-    if voxels.dtype.kind in "iu":
-        low, high = int(voxels.min()), int(voxels.max())
-        return voxels.astype(np.int16 if -32768 <= low and high <= 32767 else np.float32)
-    if not np.isfinite(voxels).all():
-        raise NiftiError("input-unreadable", "The volume holds NaN or infinite values.")
-    rounded = np.rint(voxels)
-    if np.abs(rounded).max() <= 32767 and np.array_equal(rounded, voxels):
-        return rounded.astype(np.int16)
-    return voxels.astype(np.float32)
+def _read_values(data: Any) -> Shaped[np.ndarray, "..."]:
+    """Return what nibabel's array proxy holds, scaled: int16 when stored as whole numbers, else float32."""
+    is_scaled = (data.slope, data.inter) != (1.0, 0.0)
+    # Asked for float32: without a type the proxy scales in float64.
+    values = np.asarray(data, dtype=np.float32) if is_scaled else data.get_unscaled()
+    if values.dtype.kind in "iu":
+        bounds = np.iinfo(np.int16)
+        if values.dtype == np.int16 or (values.min() >= bounds.min and values.max() <= bounds.max):
+            return np.asarray(values, dtype=np.int16)
+    values = np.asarray(values, dtype=np.float32)
+    broken = values.size - np.count_nonzero(np.isfinite(values))
+    if broken:
+        raise NiftiError("ct-not-hu", f"{broken} of {values.size} values are NaN or infinite.")
+    return values

@@ -1,131 +1,224 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read a chest CT from whatever a person drops, or say why not."""
+"""Any input to a chest CT with a verdict: DICOM folder, file or zip, or NIfTI, told apart by content."""
 
-import gzip
-import zlib
-from dataclasses import dataclass
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ucadi.errors import DataError, UcadiError
-from ucadi.imaging.coverage import check_coverage
-from ucadi.imaging.intensity import check_hounsfield
+from ucadi.errors import DataError, DicomError, NiftiError
+from ucadi.imaging.chest import check_lungs
+from ucadi.imaging.intensity import check_hu
 from ucadi.imaging.lungs import Lungs, find_lungs
 from ucadi.imaging.volume import Volume
-from ucadi.io.dicom import MIN_SLICES, PADDING_HU, SeriesRefusedError, looks_like_dicom, read_dicom
-from ucadi.io.files import input_files
-from ucadi.io.nifti import looks_like_nifti, read_nifti
+from ucadi.io.dicom import LOWEST_HU, padding_repair, read_series
+from ucadi.io.files import READ_ERRORS, OpenFile, file_of_path, files_of_folder, files_of_zip
+from ucadi.io.headers import DICOM_MAGIC
+from ucadi.io.nifti import is_nifti, read_nifti
 from ucadi.io.report import LoaderReport, SeriesReport, Verdict
+from ucadi.io.series import MIN_SLICES, read_study
+from ucadi.types import PathLikeStr, Triple
 
 __all__ = ["LoadedCt", "load_ct"]
 
-_HEAD_BYTES = 348
-_PICTURES = {b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"NRRD": "an NRRD file"}
+_THICK_MM = 5.5  # lesions smaller than the distance of slices may lie between them
+_HEAD_BYTES = DICOM_MAGIC[0] + len(DICOM_MAGIC[1])
+_MAX_KINDS = 1000  # files whose format is named when none is DICOM
+_ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
+_FOREIGN = (
+    (b"\x89PNG\r\n\x1a\n", "a PNG picture"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"II*\x00", "a TIFF picture"),
+    (b"MM\x00*", "a TIFF picture"),
+    (b"NRRD", "an NRRD volume"),
+    (b"ObjectType", "a MetaImage header"),
+    (b"%PDF", "a PDF document"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"Rar!", "a RAR archive"),
+    (b"PK", "a zip archive"),
+)
+"""First bytes of formats that people try, and their names."""
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedCt:
-    """What came out of an input.
+    """What came of reading an input.
 
     Attributes:
-        report: Every decision; its verdict says whether the rest is there.
-        volume: int16 HU, None when refused.
-        lungs: Where the lungs are, None when refused.
+        volume: int16 or float32 HU in canonical axes; None when refused.
+        lungs: Both lungs on the volume's grid; None when refused.
+        report: What was decided, and why.
     """
 
+    volume: Volume | None
+    lungs: Lungs | None
     report: LoaderReport
-    volume: Volume | None = None
-    lungs: Lungs | None = None
 
     def require(self) -> tuple[Volume, Lungs]:
         """Return volume and lungs.
 
         Raises:
-            DataError: If the input was refused, with code, reason and cure of the report.
+            DataError: If the input was refused; with the report's code, reason and cure.
         """
         if self.volume is None or self.lungs is None:
             raise DataError(self.report.code, self.report.reason, cure=self.report.cure)
         return self.volume, self.lungs
 
 
-def load_ct(source: Path) -> LoadedCt:
-    """Read a chest CT and judge it. Bad input never raises: the report's verdict is ``refused``.
+@dataclass
+class _Findings:
+    """What the report will say, gathered on the way."""
+
+    shape: tuple[int, int, int] | None = None
+    spacing_mm: Triple | None = None
+    series: tuple[SeriesReport, ...] = ()
+    repairs: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def report(self, error: DataError | None) -> LoaderReport:
+        """Return the report: refused when there is an error."""
+        verdict = Verdict.REFUSED if error else Verdict.WARNING if self.warnings else Verdict.OK
+        return LoaderReport(
+            verdict,
+            code=error.code if error else "ok",
+            reason=error.detail if error else "",
+            cure=error.cure if error else "",
+            shape=self.shape,
+            spacing_mm=self.spacing_mm,
+            repairs=tuple(self.repairs),
+            warnings=tuple(self.warnings),
+            series=self.series,
+        )
+
+
+def load_ct(path: PathLikeStr) -> LoadedCt:
+    """Read a chest CT from a DICOM folder, file or zip, or from a NIfTI file.
+
+    Bad data never raise: the report then says what is wrong and how to mend it, in words that hold no path,
+    name, date or identifier.
 
     Args:
-        source: DICOM folder, file or zip, or a NIfTI file.
+        path: What the user named; its content decides, not its ending.
     """
-    series: tuple[SeriesReport, ...] = ()
+    findings = _Findings()
     try:
-        volume, series, repairs = _read(source)
-        check_hounsfield(volume.voxels)
-        lungs = find_lungs(volume)
-        warnings = check_coverage(lungs)
-    except SeriesRefusedError as error:
-        return LoadedCt(LoaderReport.refusal(error, error.series))
-    except UcadiError as error:
-        return LoadedCt(LoaderReport.refusal(error, tuple(_not_chosen(item, error) for item in series)))
-    report = LoaderReport(
-        verdict=Verdict.WARNING if warnings else Verdict.OK,
-        shape=volume.grid.shape,
-        spacing_mm=volume.grid.spacing_mm,
-        repairs=repairs,
-        warnings=warnings,
-        series=series,
+        with warnings.catch_warnings():
+            # pydicom and zipfile warn of odd values in headers; what matters is checked here.
+            warnings.simplefilter("ignore")
+            volume = _read(Path(path), findings)
+        findings.shape, findings.spacing_mm = volume.grid.shape, volume.grid.spacing_mm
+        lungs = _judge(volume, findings)
+    except DataError as error:
+        return LoadedCt(None, None, findings.report(error))
+    return LoadedCt(volume, lungs, findings.report(None))
+
+
+def _judge(volume: Volume, findings: _Findings) -> Lungs:
+    """Return the lungs of a volume that shows a whole chest in HU, or refuse it."""
+    check_hu(volume.voxels)
+    lungs = find_lungs(volume)
+    findings.warnings.extend(check_lungs(lungs))
+    spacing_z = volume.grid.spacing_mm[0]
+    if spacing_z > _THICK_MM:
+        findings.warnings.append(f"The slices are {spacing_z:.1f} mm apart: small lesions may be missed.")
+    return lungs
+
+
+def _read(path: Path, findings: _Findings) -> Volume:
+    """Read a volume from whatever the path holds."""
+    if path.is_dir():
+        return _read_dicom(files_of_folder(path), findings)
+    if not path.exists():
+        raise DataError("input-not-found", "There is no file or folder at the given path.")
+    head = _head(file_of_path(path))
+    if head.startswith(_ZIP_MAGIC):
+        return _read_zip(path, findings)
+    if head[DICOM_MAGIC[0] :] == DICOM_MAGIC[1]:
+        return _read_dicom([file_of_path(path)], findings)
+    if is_nifti(path):
+        return _read_nifti(path, findings)
+    raise DataError("input-unsupported", f"The file is {_kind(head)} and holds neither DICOM nor NIfTI.")
+
+
+def _read_zip(path: Path, findings: _Findings) -> Volume:
+    """Read a DICOM study from a zip archive."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except READ_ERRORS as error:
+        raise DataError("input-unreadable", "The zip archive is damaged or cut short.") from error
+    with archive:
+        return _read_dicom(files_of_zip(archive), findings)
+
+
+def _read_dicom(files: Sequence[OpenFile], findings: _Findings) -> Volume:
+    """Choose a series and read it."""
+    study = read_study(files)
+    if not study.series and not study.damaged:
+        raise _no_dicom(files)
+    findings.series = study.reports()
+    if study.damaged:
+        findings.warnings.append(f"{study.damaged} damaged DICOM files were left out.")
+    chosen = study.choose()
+    findings.warnings.extend(f"{tie.name} is as good as the chosen series." for tie in study.ties())
+    read = read_series(chosen)
+    findings.repairs.extend(read.repairs)
+    findings.warnings.extend(read.warnings)
+    return read.volume
+
+
+def _no_dicom(files: Sequence[OpenFile]) -> DicomError:
+    """Say what is there instead of DICOM."""
+    if not files:
+        return DicomError("dicom-none", "There is no file in it.")
+    kinds = Counter(_kind(_head(file)) for file in files[:_MAX_KINDS])
+    listed = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common(3))
+    return DicomError(
+        "dicom-none",
+        f"None of the {len(files)} files is a DICOM image (there is {listed}).",
+        cure="Point to the folder that holds the series, or to the NIfTI file itself.",
     )
-    return LoadedCt(report, volume, lungs)
 
 
-def _read(source: Path) -> tuple[Volume, tuple[SeriesReport, ...], tuple[str, ...]]:
-    """Tell the format by content and read it."""
-    files = list(input_files(source))
-    if source.is_file() and len(files) == 1 and files[0].path is not None:
-        head = _head(source)
-        if looks_like_nifti(head):
-            return _read_nifti(source)
-        if not looks_like_dicom(head):
-            kind = next(
-                (name for start, name in _PICTURES.items() if head.startswith(start)), "an unknown format"
-            )
-            raise DataError("input-unsupported", f"The file is {kind}.")
-    found = read_dicom(files)
-    return found.volume, found.series, found.repairs
-
-
-def _head(path: Path) -> bytes:
-    """Return the first bytes, unpacked when the file is gzipped."""
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
-    if head[:2] != b"\x1f\x8b":
-        return head
-    try:
-        with gzip.open(path) as unpacked:
-            return unpacked.read(_HEAD_BYTES)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError("input-unreadable", "The gzip file is damaged.") from error
-
-
-def _read_nifti(path: Path) -> tuple[Volume, tuple[SeriesReport, ...], tuple[str, ...]]:
-    """Read a NIfTI file as HU."""
+def _read_nifti(path: Path, findings: _Findings) -> Volume:
+    """Read a NIfTI file; padding is set as in DICOM."""
     volume = read_nifti(path)
-    depth = volume.grid.shape[0]
-    if depth < MIN_SLICES:
-        raise DataError("dicom-too-few-slices", f"{depth} slice(s), at least {MIN_SLICES} are needed.")
-    repairs: tuple[str, ...] = ()
-    outside = volume.voxels < PADDING_HU
-    count = int(np.count_nonzero(outside))
-    if count:
-        repairs = (f"{count} values outside the scan field were set to {PADDING_HU} HU.",)
-    hu = np.clip(np.rint(volume.voxels), PADDING_HU, 32767).astype(np.int16)
-    grid = volume.grid
-    series = SeriesReport(
-        "nifti", None, "CT", depth, grid.shape, grid.spacing_mm, True, "It is the only volume."
+    shape, spacing_mm = volume.grid.shape, volume.grid.spacing_mm
+    findings.series = (
+        SeriesReport("nifti", None, "CT", shape[0], shape, spacing_mm, True, "the file's only volume"),
     )
-    return Volume(hu, grid), (series,), repairs
+    if shape[0] < MIN_SLICES:
+        raise NiftiError(
+            "nifti-too-few-slices", f"The volume has {shape[0]} slices; {MIN_SLICES} or more are needed."
+        )
+    padding = int(np.count_nonzero(volume.voxels < LOWEST_HU))
+    if padding:
+        np.maximum(volume.voxels, LOWEST_HU, out=volume.voxels)
+        findings.repairs.append(padding_repair(padding, volume.voxels.size))
+    return volume
 
 
-def _not_chosen(series: SeriesReport, error: UcadiError) -> SeriesReport:
-    """Mark a series that was read and then refused."""
-    if not series.chosen:
-        return series
-    return SeriesReport(**{**vars(series), "chosen": False, "reason": error.detail})
+def _head(open_file: OpenFile) -> bytes:
+    """Return a file's first bytes."""
+    try:
+        with open_file() as file:
+            return file.read(_HEAD_BYTES)
+    except READ_ERRORS as error:
+        raise DataError("input-unreadable", f"A file cannot be read ({type(error).__name__}).") from error
+
+
+def _kind(head: bytes) -> str:
+    """Name the format of a file that is not read, from its first bytes."""
+    for magic, name in _FOREIGN:
+        if head.startswith(magic):
+            return name
+    if not head:
+        return "an empty file"
+    is_text = all(byte >= 0x20 or byte in b"\t\r\n" for byte in head)
+    return "a text file" if is_text else "in an unknown format"

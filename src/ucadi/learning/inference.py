@@ -59,7 +59,7 @@ def lesion_probabilities(
         probabilities: np.ndarray = logits.float().softmax(1)[0, 1].numpy()
         return probabilities
 
-    return blend_windows(window, preset.patch, preset.overlap, predict)
+    return blend_windows(window, preset.window, preset.overlap, predict)
 
 
 def mean_dice(network: nn.Module, samples: SegmentationSamples) -> float | None:

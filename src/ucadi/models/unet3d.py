@@ -26,7 +26,7 @@ class UNet3d(nn.Module):
     divisor = (4, 8, 8)
     """Spatial sizes (z, y, x) must be multiples of this."""
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(self, width: int = 8) -> None:
         super().__init__()
         channels = [width * 2**level for level in range(len(_STRIDES) + 1)]
         self.stem = _block(1, channels[0])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Say what an input holds and whether a result may rest on it."""
+"""Tell what an input holds, in a report and in words."""
 
 from pathlib import Path
 
@@ -8,30 +8,45 @@ from ucadi.io.report import LoaderReport, SeriesReport, Verdict
 
 __all__ = ["describe", "inspect_ct"]
 
+_LABEL_WIDTH = 10
 
-def inspect_ct(source: Path) -> LoaderReport:
-    """Return the loader report of an input, refused ones included."""
-    return load_ct(source).report
+
+def inspect_ct(path: Path) -> LoaderReport:
+    """Read an input as for a result, and return only what was decided."""
+    return load_ct(path).report
 
 
 def describe(report: LoaderReport) -> str:
-    """Return the report as a few lines for people."""
-    lines = [f"Verdict   {report.verdict}"]
+    """Return a report as a few lines for a person: what was decided, why, and what to do."""
+    lines = [("Verdict", _verdict(report))]
     if report.verdict is Verdict.REFUSED:
-        lines += [f"Reason    {report.reason} ({report.code})", f"Cure      {report.cure}"]
+        lines += [("Reason", report.reason), ("Cure", report.cure)]
+    lines += [("Series", _series(series)) for series in report.series if series.chosen]
     if report.shape and report.spacing_mm:
-        size = [n * mm for n, mm in zip(report.shape, report.spacing_mm, strict=True)]
-        lines.append("Volume    {} x {} x {} voxels (z, y, x)".format(*report.shape))
-        lines.append("Spacing   {:.3g} x {:.3g} x {:.3g} mm".format(*report.spacing_mm))
-        lines.append("Size      {:.0f} x {:.0f} x {:.0f} mm".format(*size))
-    lines += [f"Repaired  {sentence}" for sentence in report.repairs]
-    lines += [f"Warning   {sentence}" for sentence in report.warnings]
-    lines += [_describe_series(series) for series in report.series]
-    return "\n".join(lines)
+        lines += [("Size", _size(report.shape, report.spacing_mm))]
+    lines += [("Repair", text) for text in report.repairs]
+    lines += [("Warning", text) for text in report.warnings]
+    lines += [("Left out", _series(series)) for series in report.series if not series.chosen]
+    return "\n".join(f"{label:<{_LABEL_WIDTH}}{text}" for label, text in lines)
 
 
-def _describe_series(series: SeriesReport) -> str:
-    """Return one series as a line."""
-    number = "" if series.number is None else f"number {series.number}, "
-    state = "read" if series.chosen else "not read"
-    return f"Series    {series.key} ({number}{series.modality}, {series.slices} images): {state}. {series.reason}"
+def _verdict(report: LoaderReport) -> str:
+    """Return the verdict in words."""
+    if report.verdict is Verdict.REFUSED:
+        return f"refused ({report.code})"
+    return {Verdict.OK: "ok", Verdict.WARNING: "ok, with warnings"}[report.verdict]
+
+
+def _series(series: SeriesReport) -> str:
+    """Return one series in a line."""
+    number = "" if series.number is None else f"{series.number} "
+    images = f"{series.slices} image{'s' * (series.slices != 1)}"
+    return f"{number}({series.key}), {series.modality}, {images}: {series.reason}"
+
+
+def _size(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> str:
+    """Return the number of voxels, their size and the whole, in z, y, x."""
+    voxels = " x ".join(str(n) for n in shape)
+    voxel_mm = " x ".join(f"{mm:.2f}" for mm in spacing_mm)
+    whole_mm = " x ".join(f"{n * mm:.0f}" for n, mm in zip(shape, spacing_mm, strict=True))
+    return f"{voxels} voxels of {voxel_mm} mm = {whole_mm} mm (z, y, x)"

@@ -4,24 +4,27 @@
 import contextlib
 import threading
 from types import TracebackType
-from typing import Self
 
 import psutil
 
 __all__ = ["PeakMemory"]
 
-_INTERVAL_S = 0.5
+_INTERVAL_S = 1.0
 
 
 class PeakMemory:
-    """Samples the sum of resident memory while in context. Shared pages count once per process."""
+    """Samples the memory of the process tree while in context.
+
+    Counted is the proportional set size: a page that n processes share counts 1/n in each, so the libraries
+    that all of them load are not counted again and again.
+    """
 
     def __init__(self) -> None:
         self.peak_mb = 0.0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "PeakMemory":
         """Start sampling."""
         self._thread.start()
         return self
@@ -34,11 +37,11 @@ class PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        """Take a sample twice a second."""
+        """Take a sample every second."""
         own = psutil.Process()
         while not self._ended.wait(_INTERVAL_S):
             total = 0
             for process in [own, *own.children(recursive=True)]:
                 with contextlib.suppress(psutil.Error):
-                    total += process.memory_info().rss
+                    total += process.memory_full_info().pss
             self.peak_mb = max(self.peak_mb, total / 2**20)

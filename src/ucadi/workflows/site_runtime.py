@@ -23,7 +23,7 @@ from ucadi.types import Split
 from ucadi.workflows.fit import Samples, fit, score
 from ucadi.workflows.prepare import prepare_samples
 
-__all__ = ["LocalTrainer", "make_site", "training_seed"]
+__all__ = ["LocalTrainer", "build_site", "make_site", "training_seed"]
 
 _LOG = get_logger("workflows.site")
 
@@ -116,14 +116,18 @@ class LocalTrainer:
         event(_LOG, "step", step=step, loss=round(loss, 5))
 
 
+def build_site(name: str, settings: SiteSettings) -> Site:
+    """Build a site that trains on its own cohort and sends its updates in plaintext."""
+    return Site(name, LocalTrainer(name, settings), PlaintextCipher())
+
+
 def make_site(name: str, config_path: Path) -> Site:
     """Build a site from its own settings file.
 
     Raises:
         ConfigError: If the file is wrong.
     """
-    settings = load_config(SiteFile, config_path).site
-    return Site(name, LocalTrainer(name, settings), PlaintextCipher())
+    return build_site(name, load_config(SiteFile, config_path).site)
 
 
 def training_seed(seed: int, site: str, number: int) -> int:

@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import numpy as np
+import pytest
+from pydicom.uid import EnhancedCTImageStorage, JPEGLSLossless, RLELossless
+
+from ucadi.errors import DataError
+from ucadi.io.reader import load_ct
+from ucadi.io.report import Verdict
+
+
+def test_shuffled_files_give_the_volume_in_order_and_in_place(make_ct, dicom_folder) -> None:
+    volume, lungs = load_ct(dicom_folder).require()
+    assert volume.voxels.dtype == np.int16
+    assert np.array_equal(volume.voxels, make_ct().voxels)
+    assert volume.grid.is_close(make_ct().grid)
+    assert lungs.right_ml > lungs.left_ml
+
+
+def test_report_of_a_good_series_names_it_by_number_and_key(dicom_folder) -> None:
+    report = load_ct(dicom_folder).report
+    assert report.verdict is Verdict.OK
+    assert report.warnings == ()
+    assert report.repairs == ()
+    (series,) = report.series
+    assert (series.number, series.modality, series.slices, series.chosen) == (4, "CT", 36, True)
+    assert len(series.key) == 8
+    assert series.spacing_mm == pytest.approx((5.0, 5.5, 5.5))
+    assert report.shape == series.shape == (36, 64, 64)
+
+
+def test_slices_from_head_to_feet_give_the_same_volume(make_ct, make_series, save_series, tmp_path) -> None:
+    images = make_series(make_ct())
+    for k, image in enumerate(images):
+        image.InstanceNumber = len(images) - k
+    volume, _ = load_ct(save_series(images[::-1], tmp_path / "s")).require()
+    assert np.array_equal(volume.voxels, make_ct().voxels)
+
+
+def test_rows_and_columns_turned_by_180_degrees_are_turned_back(
+    make_ct, make_series, save_series, tmp_path
+) -> None:
+    ct = make_ct()
+    images = make_series(ct, ImageOrientationPatient=[-1.0, 0.0, 0.0, 0.0, -1.0, 0.0])
+    corner = ct.grid.to_world(np.array([0.0, 63.0, 63.0]))
+    for image, hu in zip(images, ct.voxels, strict=True):
+        image.PixelData = (hu[::-1, ::-1].astype(np.int32) + 1024).astype("<i2").tobytes()
+        image.ImagePositionPatient = [corner[0], corner[1], image.ImagePositionPatient[2]]
+    volume, _ = load_ct(save_series(images, tmp_path / "s")).require()
+    assert np.array_equal(volume.voxels, ct.voxels)
+    assert volume.grid.is_close(ct.grid)
+
+
+def test_each_slice_is_rescaled_by_its_own_slope_and_intercept(
+    make_ct, make_series, save_series, tmp_path
+) -> None:
+    ct = make_ct()
+    images = make_series(ct)
+    for k, (image, hu) in enumerate(zip(images, ct.voxels, strict=True)):
+        slope, intercept = (0.5, -1024 - k) if k % 2 else (1, -2000 + k)
+        stored = np.rint((hu.astype(float) - intercept) / slope)
+        image.RescaleSlope, image.RescaleIntercept = slope, intercept
+        image.PixelData = stored.astype("<i2").tobytes()
+    volume, _ = load_ct(save_series(images, tmp_path / "s")).require()
+    assert np.array_equal(volume.voxels, ct.voxels)
+
+
+def test_rle_and_jpeg_ls_decode_to_the_same_values(make_ct, make_series, save_series, tmp_path) -> None:
+    for name, syntax in (("rle", RLELossless), ("jls", JPEGLSLossless)):
+        images = make_series(make_ct(), BitsStored=16)
+        for image in images:
+            image.compress(syntax)
+        volume, _ = load_ct(save_series(images, tmp_path / name)).require()
+        assert np.array_equal(volume.voxels, make_ct().voxels), name
+
+
+@pytest.mark.parametrize("stored_padding", [-2000, 63536])
+def test_padding_becomes_minus_1024_also_with_the_wrong_sign(
+    make_ct, make_series, save_series, tmp_path, stored_padding
+) -> None:
+    ct = make_ct()
+    images = make_series(ct)
+    for image, hu in zip(images, ct.voxels, strict=True):
+        stored = hu.astype(np.int32) + 1024
+        stored[:4] = -2000
+        image.PixelData = stored.astype("<i2").tobytes()
+        image.add_new("PixelPaddingValue", "US" if stored_padding > 0 else "SS", stored_padding)
+    loaded = load_ct(save_series(images, tmp_path / "s"))
+    volume, _ = loaded.require()
+    assert (volume.voxels[:, :4] == -1024).all()
+    assert np.array_equal(volume.voxels[:, 4:], ct.voxels[:, 4:])
+    (repair,) = loaded.report.repairs
+    assert "6.2 %" in repair
+
+
+def test_padding_above_the_window_in_unsigned_images_becomes_minus_1024(
+    make_ct, make_series, save_series, tmp_path
+) -> None:
+    images = make_series(make_ct(), PixelRepresentation=0)
+    for image in images:
+        stored = np.frombuffer(image.PixelData, "<u2").reshape(64, 64).copy()
+        stored[:4] = 63536
+        image.PixelData = stored.tobytes()
+        image.add_new("PixelPaddingValue", "US", 63536)
+    volume, _ = load_ct(save_series(images, tmp_path / "s")).require()
+    assert (volume.voxels[:, :4] == -1024).all()
+
+
+def test_padding_value_of_a_tissue_is_kept_with_a_warning(
+    make_ct, make_series, save_series, tmp_path
+) -> None:
+    images = make_series(make_ct())
+    for image in images:
+        image.add_new("PixelPaddingValue", "SS", 1024 + 45)
+    loaded = load_ct(save_series(images, tmp_path / "s"))
+    assert np.array_equal(loaded.require()[0].voxels, make_ct().voxels)
+    assert any("45 HU" in warning for warning in loaded.report.warnings)
+
+
+def refusal(folder) -> DataError:
+    loaded = load_ct(folder)
+    assert loaded.volume is None
+    assert loaded.lungs is None
+    with pytest.raises(DataError) as caught:
+        loaded.require()
+    assert caught.value.code == loaded.report.code
+    assert loaded.report.cure
+    return caught.value
+
+
+def test_missing_slice_is_refused_with_its_place_and_gap(make_ct, make_series, save_series, tmp_path) -> None:
+    images = make_series(make_ct())
+    del images[10]
+    error = refusal(save_series(images, tmp_path / "s"))
+    assert error.code == "dicom-uneven-spacing"
+    assert "z = -655.0 mm" in error.detail
+    assert "10.00 mm" in error.detail
+    assert "5.00 mm" in error.detail
+    assert "1 missing" in error.detail
+
+
+def test_spacing_that_changes_half_way_is_refused(make_ct, make_series, save_series, tmp_path) -> None:
+    images = make_series(make_ct())
+    for k, image in enumerate(images):
+        image.ImagePositionPatient = [-180.0, -170.0, 5.0 * k + max(0, k - 18) * 2.5]
+    assert refusal(save_series(images, tmp_path / "s")).code == "dicom-uneven-spacing"
+
+
+def test_small_steps_in_one_direction_are_refused_when_they_add_up(
+    make_ct, make_series, save_series, tmp_path
+) -> None:
+    images = make_series(make_ct())
+    for k, image in enumerate(images):
+        image.ImagePositionPatient = [-180.0, -170.0, 5.0 * k + max(0, k - 18) * 0.09]
+    assert refusal(save_series(images, tmp_path / "s")).code == "dicom-uneven-spacing"
+
+
+def test_jitter_of_the_table_is_accepted(make_ct, make_series, save_series, tmp_path) -> None:
+    images = make_series(make_ct())
+    for k, image in enumerate(images):
+        image.ImagePositionPatient = [-180.0, -170.0, -700.0 + 5.0 * k + 0.04 * (-1) ** k]
+    volume, _ = load_ct(save_series(images, tmp_path / "s")).require()
+    assert volume.grid.spacing_mm[0] == pytest.approx(5.0, abs=0.01)
+
+
+def test_duplicates_with_equal_pixels_are_dropped_and_reported(
+    make_ct, make_series, save_series, tmp_path
+) -> None:
+    images = make_series(make_ct())
+    loaded = load_ct(save_series([*images, images[5], images[20]], tmp_path / "s"))
+    assert np.array_equal(loaded.require()[0].voxels, make_ct().voxels)
+    (repair,) = loaded.report.repairs
+    assert repair.startswith("2 slices")
+
+
+def test_different_slices_at_one_place_are_refused(make_ct, make_series, save_series, tmp_path) -> None:
+    images, others = make_series(make_ct()), make_series(make_ct())
+    others[5].PixelData = others[6].PixelData
+    error = refusal(save_series([*images, others[5]], tmp_path / "s"))
+    assert error.code == "dicom-duplicate-slices"
+    assert "z = -675.0 mm" in error.detail
+
+
+def test_gantry_tilt_is_refused_with_its_angle(make_ct, make_series, save_series, tmp_path) -> None:
+    angle = np.radians(15.0)
+    images = make_series(
+        make_ct(), ImageOrientationPatient=[1.0, 0.0, 0.0, 0.0, float(np.cos(angle)), float(np.sin(angle))]
+    )
+    error = refusal(save_series(images, tmp_path / "s"))
+    assert error.code == "dicom-tilted"
+    assert "15.0 degrees" in error.detail
+
+
+def test_oblique_slices_without_shear_are_read(make_ct, make_series, save_series, tmp_path) -> None:
+    images = make_series(make_ct())
+    angle = np.radians(5.0)
+    turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+    for image in images:
+        image.ImageOrientationPatient = [*turn[:, 0], *turn[:, 1]]
+        image.ImagePositionPatient = list(turn @ np.array(image.ImagePositionPatient, dtype=float))
+    volume, _ = load_ct(save_series(images, tmp_path / "s")).require()
+    assert np.allclose(volume.grid.affine_lps[:3, 0], turn[:, 2] * 5.0, atol=1e-4)
+
+
+def test_localizer_in_the_series_is_dropped_with_a_reason(
+    make_ct, make_series, save_series, tmp_path
+) -> None:
+    images = make_series(make_ct())
+    scout = make_series(
+        make_ct(),
+        ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"],
+        ImageOrientationPatient=[1.0, 0.0, 0.0, 0.0, 0.0, -1.0],
+    )[0]
+    report = load_ct(save_series([*images, scout], tmp_path / "s")).report
+    assert report.verdict is Verdict.OK
+    assert [(s.chosen, s.slices) for s in report.series] == [(True, 36), (False, 1)]
+    assert "localizer" in report.series[1].reason
+
+
+@pytest.mark.parametrize(
+    ("tags", "code"),
+    [
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "dicom-localizer"),
+        ({"Modality": "MR"}, "dicom-not-ct"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "MIP"]}, "dicom-not-ct"),
+        ({"BurnedInAnnotation": "YES"}, "dicom-not-ct"),
+        ({"ImageOrientationPatient": [1.0, 0.0, 0.0, 0.0, 0.0, -1.0]}, "dicom-not-axial"),
+        ({"ImagePositionPatient": None}, "dicom-no-geometry"),
+        ({"PixelSpacing": None}, "dicom-no-geometry"),
+        ({"ImageOrientationPatient": [1.0, 0.0, 0.0, 1.0, 0.0, 0.0]}, "dicom-no-geometry"),
+        ({"SOPClassUID": EnhancedCTImageStorage}, "dicom-enhanced"),
+        ({"NumberOfFrames": 3}, "dicom-enhanced"),
+        ({"RescaleSlope": 0}, "dicom-undecodable"),
+        ({"PixelData": b"\0\0"}, "dicom-undecodable"),
+        ({"RescaleIntercept": 0}, "ct-not-hu"),
+    ],
+)
+def test_series_that_is_no_axial_ct_in_hu_is_refused(
+    make_ct, make_series, save_series, tmp_path, tags, code
+) -> None:
+    error = refusal(save_series(make_series(make_ct(), **tags), tmp_path / "s"))
+    assert error.code == code
+    assert "None" not in error.detail
+
+
+@pytest.mark.parametrize(("slices", "code"), [(15, "dicom-too-few-slices"), (16, "ok")])
+def test_more_than_15_slices_are_needed(make_ct, make_series, save_series, tmp_path, slices, code) -> None:
+    ct = make_ct((slices, 64, 64), (11.0, 5.5, 5.5))
+    assert load_ct(save_series(make_series(ct), tmp_path / "s")).report.code == code
+
+
+def test_duplicates_do_not_count_as_slices(make_ct, make_series, save_series, tmp_path) -> None:
+    images = make_series(make_ct((15, 64, 64), (11.0, 5.5, 5.5)))
+    assert refusal(save_series([*images, images[0]], tmp_path / "s")).code == "dicom-too-few-slices"
+
+
+def test_two_sizes_in_one_series_are_refused(make_ct, make_series, save_series, tmp_path) -> None:
+    images = make_series(make_ct())
+    small = make_series(make_ct((36, 32, 32), (5.0, 11.0, 11.0)))
+    error = refusal(save_series([*images[:20], *small[20:]], tmp_path / "s"))
+    assert error.code == "dicom-mixed-geometry"
+
+
+def test_two_pixel_spacings_in_one_series_are_refused(make_ct, make_series, save_series, tmp_path) -> None:
+    images = make_series(make_ct())
+    images[7].PixelSpacing = [5.5, 5.6]
+    assert refusal(save_series(images, tmp_path / "s")).code == "dicom-mixed-geometry"
+
+
+def test_original_series_with_more_slices_is_preferred(make_ct, make_series, save_series, tmp_path) -> None:
+    thick = make_ct((18, 64, 64), (10.0, 5.5, 5.5))
+    thin = make_ct((72, 64, 64), (2.5, 5.5, 5.5))
+    for name, number, ct, kind in (
+        ("a", 2, thick, "ORIGINAL"),
+        ("b", 3, make_ct(), "ORIGINAL"),
+        ("c", 5, thin, "DERIVED"),
+    ):
+        images = make_series(
+            ct, SeriesNumber=number, SeriesInstanceUID=f"1.2.{number}", ImageType=[kind, "PRIMARY"]
+        )
+        save_series(images, tmp_path / "study" / name)
+    report = load_ct(tmp_path / "study").report
+    assert [(s.number, s.chosen) for s in report.series] == [(3, True), (2, False), (5, False)]
+    assert "original" in report.series[0].reason
+    assert "few slices" in report.series[1].reason
+    assert "derived" in report.series[2].reason
+
+
+def test_equally_good_series_are_listed_as_such(make_ct, make_series, save_series, tmp_path) -> None:
+    for number in (7, 6):
+        images = make_series(make_ct(), SeriesNumber=number, SeriesInstanceUID=f"1.2.{number}")
+        save_series(images, tmp_path / "study" / str(number))
+    report = load_ct(tmp_path / "study").report
+    assert [(s.number, s.chosen) for s in report.series] == [(6, True), (7, False)]
+    assert "as good" in report.series[1].reason
+    assert any("Series 7" in warning for warning in report.warnings)
+
+
+def test_damaged_header_beside_a_series_is_reported(make_ct, dicom_folder) -> None:
+    whole = (dicom_folder / "im0000").read_bytes()
+    (dicom_folder / "broken").write_bytes(whole[:132] + b"\xff" * 50)
+    report = load_ct(dicom_folder).report
+    assert report.verdict is Verdict.WARNING
+    assert "1 damaged" in report.warnings[0]
+
+
+def test_truncated_slice_is_refused_with_its_place(dicom_folder) -> None:
+    path = dicom_folder / "im0003"
+    path.write_bytes(path.read_bytes()[:-100])
+    error = refusal(dicom_folder)
+    assert error.code == "dicom-undecodable"
+    assert "z = " in error.detail
+
+
+def test_thin_slices_far_apart_are_warned_of(make_ct, make_series, save_series, tmp_path) -> None:
+    report = load_ct(save_series(make_series(make_ct(), SliceThickness=1.0), tmp_path / "s")).report
+    assert any("1.0 mm thick" in warning for warning in report.warnings)
+
+
+def test_lossy_compression_is_warned_of(make_ct, make_series, save_series, tmp_path) -> None:
+    images = make_series(make_ct(), LossyImageCompression="01")
+    assert any("loss" in w for w in load_ct(save_series(images, tmp_path / "s")).report.warnings)
+
+
+def test_nothing_that_identifies_a_patient_reaches_the_report(
+    make_ct, make_series, save_series, tmp_path
+) -> None:
+    planted = {
+        "PatientName": "PLANTED^NAME",
+        "PatientID": "PLANTED-ID",
+        "PatientBirthDate": "19470321",
+        "StudyDate": "20200202",
+        "AccessionNumber": "PLANTED77",
+        "SeriesDescription": "PLANTED TEXT",
+        "InstitutionName": "PLANTED HOSPITAL",
+        "SeriesInstanceUID": "1.2.840.99.777",
+        "StudyInstanceUID": "1.2.840.99.888",
+        "SeriesNumber": 19470321,
+        "SliceThickness": None,
+    }
+    good = save_series(make_series(make_ct(), **planted), tmp_path / "PLANTED-good")
+    bad = save_series(make_series(make_ct(), **planted)[::3][:9], tmp_path / "PLANTED-bad")
+    other = save_series(make_series(make_ct(), **planted, Modality="PLANTED"), tmp_path / "PLANTED-mr")
+    undecodable = save_series(
+        make_series(make_ct(), **planted, PixelData=b"\0\0"), tmp_path / "PLANTED-undecodable"
+    )
+    for folder in (good, bad, other, undecodable, tmp_path / "PLANTED-missing"):
+        text = json.dumps(load_ct(folder).report.to_json())
+        for word in ("PLANTED", "19470321", "20200202", "1.2.840", str(tmp_path)):
+            assert word not in text, (folder.name, word)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verdicts on real scans, which lie outside the project (environment variable UCADI_REAL_CT)."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from ucadi.imaging.grid import Grid
+from ucadi.imaging.lungs import find_lungs
+from ucadi.imaging.volume import Volume
+from ucadi.io.reader import load_ct
+from ucadi.io.report import Verdict
+
+REFUSED = {
+    "chest-imaging-platform": "dicom-none",
+    "chest-imaging-platform/ct-64.nrrd": "input-unsupported",
+    "covid19-ct-seg-slices": "dicom-none",
+    "covid19-ct-seg-slices/coronacases_001/0000_ct.png": "input-unsupported",
+    "dcmqi-enhanced-pair": "dicom-too-few-slices",
+    "dcmqi-enhanced-pair/enhanced_multiframe.dcm": "dicom-enhanced",
+    "dicom-encodings": "dicom-too-few-slices",
+    "ibsi-lung-phantom-pat1": "dicom-none",
+    "ibsi-lung-phantom-pat1/image.nii.gz": "ct-no-chest",
+    "ibsi-lung-phantom-pat1/gtv_mask.nii.gz": "ct-not-hu",
+    "innereye-small-scan": "dicom-none",
+    "lidc-idri-slab": "dicom-too-few-slices",
+    "localizers": "dicom-localizer",
+    "lungmask-bare-slice": "dicom-too-few-slices",
+    "sars-cov-2-ct-slices": "dicom-none",
+    "tcia-covid-19-ny-sbu": "dicom-too-few-slices",
+    "tcia-covid-19-ny-sbu/A002304_coronal_19010112-124.dcm": "dicom-not-axial",
+}
+
+
+@pytest.mark.parametrize(("name", "code"), REFUSED.items())
+def test_what_is_no_whole_chest_in_a_known_format_is_refused(real_ct, name, code) -> None:
+    report = load_ct(real_ct / name).report
+    assert report.code == code
+    assert report.reason
+    assert report.cure
+
+
+def test_every_folder_of_real_scans_has_an_expected_verdict(real_ct) -> None:
+    folders = {path.name for path in real_ct.iterdir() if path.is_dir()}
+    assert folders <= {name for name in REFUSED if "/" not in name} | {"lidc-idri-0314"}
+
+
+def test_whole_chest_dicom_series_is_read(real_ct) -> None:
+    loaded = load_ct(real_ct / "lidc-idri-0314" / "image")
+    volume, lungs = loaded.require()
+    assert loaded.report.verdict is Verdict.OK
+    assert volume.grid.shape == (138, 512, 512)
+    assert volume.grid.spacing_mm == pytest.approx((2.0, 0.78125, 0.78125), abs=1e-3)
+    assert (volume.voxels.min(), volume.voxels.max()) == (-1000, 1979)
+    # The source states 2.8 L by threshold; the right lung has lost volume.
+    assert lungs.total_ml == pytest.approx(2900, rel=0.05)
+    assert lungs.left_ml > 1.5 * lungs.right_ml
+
+
+def test_whole_chest_nifti_is_read_with_a_doubt_about_its_voxel_size(real_ct) -> None:
+    loaded = load_ct(real_ct / "innereye-small-scan" / "scan_small.nii.gz")
+    volume, _ = loaded.require()
+    assert volume.grid.shape == (44, 167, 167)
+    assert volume.grid.spacing_mm == pytest.approx((3.0, 1.0, 1.0), abs=1e-3)
+    assert volume.voxels.dtype == np.int16
+    assert loaded.report.verdict is Verdict.WARNING
+    assert "voxel size" in loaded.report.warnings[0]
+
+
+def test_one_picture_in_five_encodings_gives_one_array(real_ct) -> None:
+    arrays = [pydicom.dcmread(p).pixel_array for p in (real_ct / "dicom-encodings").glob("CTImage_*.dcm")]
+    assert len(arrays) == 5
+    assert all(np.array_equal(array, arrays[0]) for array in arrays)
+
+
+def read_nrrd(path: Path, dtype: str, shape: tuple[int, int, int]) -> np.ndarray:
+    _, data = path.read_bytes().split(b"\n\n", 1)
+    return np.frombuffer(gzip.decompress(data), dtype).reshape(shape)
+
+
+def test_lungs_agree_with_a_mask_made_by_others(real_ct) -> None:
+    folder, shape = real_ct / "chest-imaging-platform", (79, 64, 64)
+    hu = read_nrrd(folder / "ct-64.nrrd", "<i2", shape)
+    truth = read_nrrd(folder / "wholeLung-64.nrrd", "<u2", shape) > 0
+    lungs = find_lungs(Volume(hu, Grid.from_spacing(shape, (3.987, 4.172, 4.172))))
+    dice = 2 * np.count_nonzero(lungs.mask & truth) / (lungs.mask.sum() + truth.sum())
+    assert dice > 0.97
