@@ -49,7 +49,7 @@ class TrainingSettings(_Settings):
     batch_size: Annotated[int, Field(ge=1, le=1024)]
     """Samples per step."""
     learning_rate: Positive
-    """Adam's step size."""
+    """Adam's step size at the start; it falls along half a cosine over the rounds or evaluations."""
 
     @field_validator("preset")
     @classmethod

@@ -73,7 +73,7 @@ class TrainingPlan:
         preset: Name in the register of input presets.
         iterations: Optimizer steps per round (n_i of Alg. 1), the same for all sites.
         batch_size: Samples per step.
-        learning_rate: Step size; a site may set a lower ceiling.
+        learning_rate: Step size of the first round, falling along half a cosine over the rounds.
     """
 
     task: Task

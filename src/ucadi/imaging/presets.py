@@ -37,7 +37,7 @@ PRESETS: dict[str, InputPreset] = {
     # training crops of 160x160x32, windows of 224x224x32).
     "paper": InputPreset(16, 128, 5, (5.0, 0.8, 0.8), (32, 160, 160), (32, 224, 224), 0.25),
     # Trains in minutes on two cores: demonstrations and tests.
-    "compact": InputPreset(16, 32, 5, (5.0, 3.0, 3.0), (16, 64, 64), (32, 96, 96), 0.25),
+    "compact": InputPreset(12, 24, 5, (5.0, 3.0, 3.0), (16, 48, 48), (32, 96, 96), 0.25),
 }
 
 

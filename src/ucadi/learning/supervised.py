@@ -4,6 +4,7 @@
 Source: Xu et al. 2020 (classifier) and Yang et al. 2021, Alg. 1 ClientUpdate (segmentation).
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from ucadi.learning.losses import soft_dice_loss, weighted_cross_entropy
 from ucadi.learning.precision import as_input, autocast, to_fast_layout
 from ucadi.learning.samples import ClassifierSamples, SegmentationSamples
 
-__all__ = ["FitSettings", "OnStep", "train_classifier", "train_segmentation"]
+__all__ = ["FitSettings", "OnStep", "cosine_rate", "train_classifier", "train_segmentation"]
 
 OnStep = Callable[[int, float], None]
 """Called after each optimizer step with its number, from 1, and its loss."""
@@ -30,7 +31,7 @@ class FitSettings:
     Attributes:
         iterations: Optimizer steps.
         batch_size: Samples per step.
-        learning_rate: Peak step size of Adam.
+        learning_rate: Step size of Adam.
         seed: Seed of the sample order and the augmentation.
     """
 
@@ -38,6 +39,19 @@ class FitSettings:
     batch_size: int
     learning_rate: float
     seed: int
+
+
+def cosine_rate(peak: float, number: int, total: int) -> float:
+    """Return the learning rate of one round, falling from the peak along half a cosine.
+
+    Args:
+        peak: Rate of the first round.
+        number: Round, from 1.
+        total: Number of rounds.
+
+    Source: the schedule of Xu et al. 2020's released code, per round here instead of per step.
+    """
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (number - 1) / total))
 
 
 def train_classifier(

@@ -62,27 +62,27 @@ class DemoSettings:
         training: What a site does in a round, by task.
     """
 
-    patients: int = 24
+    patients: int = 32
     held_out: int = 32
     seed: int = 2020
-    rounds: Mapping[Task, int] = field(default_factory=lambda: {Task.CLASSIFIER: 6, Task.SEGMENTATION: 5})
+    rounds: Mapping[Task, int] = field(default_factory=lambda: {Task.CLASSIFIER: 6, Task.SEGMENTATION: 6})
     training: Mapping[Task, TrainingSettings] = field(
         default_factory=lambda: {
             Task.CLASSIFIER: TrainingSettings(
                 task=Task.CLASSIFIER,
                 network="densenet3d",
                 preset="compact",
-                iterations=8,
+                iterations=16,
                 batch_size=8,
-                learning_rate=0.002,
+                learning_rate=0.004,
             ),
             Task.SEGMENTATION: TrainingSettings(
                 task=Task.SEGMENTATION,
                 network="unet3d",
                 preset="compact",
-                iterations=20,
+                iterations=32,
                 batch_size=4,
-                learning_rate=0.002,
+                learning_rate=0.004,
             ),
         }
     )

@@ -15,7 +15,7 @@ from ucadi.federation.coordinator import SELECTION_METRIC
 from ucadi.federation.messages import GlobalModel, Readiness, RoundPlan, TrainingPlan, Update, Validation
 from ucadi.federation.site import Site
 from ucadi.io.cohort import read_cohort
-from ucadi.learning.supervised import FitSettings
+from ucadi.learning.supervised import FitSettings, cosine_rate
 from ucadi.logs import event, get_logger
 from ucadi.models.parameters import load_parameters, parameters_of
 from ucadi.models.registry import build_network
@@ -69,7 +69,7 @@ class LocalTrainer:
         settings = FitSettings(
             plan.training.iterations,
             plan.training.batch_size,
-            plan.training.learning_rate,
+            cosine_rate(plan.training.learning_rate, plan.round, plan.rounds),
             training_seed(plan.seed, self._name, plan.round),
         )
         metrics["loss"] = fit(network, samples, settings, self._log_step)

@@ -9,7 +9,7 @@ import torch
 from ucadi.config import TrainConfig
 from ucadi.io.checkpoint import ModelFolder, NetworkCard, write_model
 from ucadi.io.cohort import read_cohort
-from ucadi.learning.supervised import FitSettings
+from ucadi.learning.supervised import FitSettings, cosine_rate
 from ucadi.models.parameters import load_parameters, parameters_of
 from ucadi.models.registry import build_network
 from ucadi.tensors import hash_tensors
@@ -46,7 +46,10 @@ def train_local(config: TrainConfig, folder: Path, on_evaluation: OnEvaluation) 
         steps = plan.iterations * leg // config.evaluations - done
         if steps:
             settings = FitSettings(
-                steps, plan.batch_size, plan.learning_rate, training_seed(config.seed, "local", leg)
+                steps,
+                plan.batch_size,
+                cosine_rate(plan.learning_rate, leg, config.evaluations),
+                training_seed(config.seed, "local", leg),
             )
             fit(network, samples, settings, lambda step, loss: None)
             done += steps
