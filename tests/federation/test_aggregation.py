@@ -3,6 +3,7 @@
 
 import itertools
 import tracemalloc
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -79,6 +80,15 @@ def test_three_sites_give_the_model_that_algorithm_1_gives_by_hand(make_model, m
     assert made.round == model.round + 1
     assert all(array.dtype == np.float32 for array in made.parameters.values())
     assert {name: array.shape for name, array in made.parameters.items()} == shapes
+
+
+def test_every_bit_of_the_mean_is_that_of_exact_fractions(three):
+    _, updates = three(500, ((40, 1.0), (25, 1.0), (60, 1.0)))
+    zero = GlobalModel(4, {"a": np.zeros(500, np.float32)})
+    columns = zip(*(update.tensors["a"].tolist() for update in updates), strict=True)
+    exact = [(40 * Fraction(a) + 25 * Fraction(b) + 60 * Fraction(c)) / 125 for a, b, c in columns]
+    found = averaged(zero, updates).parameters["a"]
+    assert found.tolist() == [float(np.float32(float(value))) for value in exact]
 
 
 def test_paper_exact_shrinks_the_step_when_weights_are_below_one(make_model, make_update):

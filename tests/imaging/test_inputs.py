@@ -7,12 +7,20 @@ from hypothesis import strategies as st
 from ucadi.errors import ConfigError
 from ucadi.imaging.grid import Grid
 from ucadi.imaging.inputs import lesion_grid, mask_on_grid, slices_for_classifier, volume_for_segmentation
-from ucadi.imaging.presets import PRESETS, preset_named
+from ucadi.imaging.presets import PRESETS, InputPreset, preset_named
 from ucadi.imaging.stacks import CT_MEAN_HU, CT_SD_HU, normalize_hu, span_indices
 from ucadi.imaging.volume import Volume
 
 BOX = (slice(3, 27), slice(10, 50), slice(5, 69))
-COMPACT = PRESETS["compact"]
+PRESET = InputPreset(
+    stack_slices=16,
+    stack_size=32,
+    draws=5,
+    spacing_mm=(5.0, 3.0, 3.0),
+    patch=(16, 64, 64),
+    window=(16, 64, 64),
+    overlap=0.25,
+)
 
 
 @pytest.fixture
@@ -26,7 +34,7 @@ def ct():
 
 
 def test_the_classifier_gets_every_slice_of_the_lung_box_at_the_presets_size(ct):
-    found = slices_for_classifier(ct, BOX, COMPACT)
+    found = slices_for_classifier(ct, BOX, PRESET)
     assert found.shape == (24, 32, 32)
     assert found.dtype == np.int16
     middle = found[12, :, 16].astype(float)
@@ -39,19 +47,19 @@ def test_the_classifier_gets_every_slice_of_the_lung_box_at_the_presets_size(ct)
 
 def test_metal_and_padding_are_clipped_before_they_are_averaged(ct):
     for found, low, high in (
-        (slices_for_classifier(ct, BOX, COMPACT), -1200, 600),
-        (volume_for_segmentation(ct, BOX, COMPACT), -1024, 3071),
+        (slices_for_classifier(ct, BOX, PRESET), -1200, 600),
+        (volume_for_segmentation(ct, BOX, PRESET), -1024, 3071),
     ):
         assert found.min() >= low
         assert found.max() <= high
 
 
 def test_the_segmentations_volume_lies_on_its_grid(ct):
-    grid = lesion_grid(ct.grid, BOX, COMPACT)
-    found = volume_for_segmentation(ct, BOX, COMPACT)
+    grid = lesion_grid(ct.grid, BOX, PRESET)
+    found = volume_for_segmentation(ct, BOX, PRESET)
     assert found.shape == grid.shape == (12, 16, 23)
     assert found.dtype == np.int16
-    assert grid.spacing_mm == pytest.approx(COMPACT.spacing_mm)
+    assert grid.spacing_mm == pytest.approx(PRESET.spacing_mm)
     rows = grid.to_index(ct.grid.to_world(np.array([[15.0, 30.0, 40.0]])))[0]
     value = np.interp(rows[1], np.arange(grid.shape[1]), found[6, :, 12].astype(float))
     assert value == pytest.approx(ct.voxels[15, 30, 40], abs=15)
@@ -60,7 +68,7 @@ def test_the_segmentations_volume_lies_on_its_grid(ct):
 def test_a_mask_comes_to_the_segmentations_grid_where_the_lesion_lies(ct):
     z, y, x = np.indices(ct.grid.shape)
     lesion = ((z - 15) / 6) ** 2 + ((y - 30) / 12) ** 2 + ((x - 35) / 16) ** 2 < 1
-    target = lesion_grid(ct.grid, BOX, COMPACT)
+    target = lesion_grid(ct.grid, BOX, PRESET)
     found = mask_on_grid(Volume(lesion, ct.grid), target)
     assert found.shape == target.shape
     assert found.dtype == bool
@@ -70,7 +78,7 @@ def test_a_mask_comes_to_the_segmentations_grid_where_the_lesion_lies(ct):
 
 
 def test_an_empty_and_a_full_mask_stay_empty_and_full(ct):
-    target = lesion_grid(ct.grid, BOX, COMPACT)
+    target = lesion_grid(ct.grid, BOX, PRESET)
     assert not mask_on_grid(Volume(np.zeros(ct.grid.shape, bool), ct.grid), target).any()
     assert mask_on_grid(Volume(np.ones(ct.grid.shape, bool), ct.grid), target).all()
 

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import logging
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from ucadi.errors import CohortError
+from ucadi.imaging.presets import preset_named
+from ucadi.io.cohort import Study, write_cohort
+from ucadi.logs import log_to_file
+from ucadi.types import FindingClass, Split, Task
+from ucadi.workflows.prepare import prepare_samples, prepare_study
+
+COMPACT = preset_named("compact")
+
+
+def save(path, voxels, grid):
+    """Write a volume as NIfTI: array order (x, y, z), world RAS."""
+    to_ras = np.diag([-1.0, -1.0, 1.0, 1.0]) @ grid.affine_lps
+    affine = to_ras[:, [2, 1, 0, 3]]
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(voxels.T), affine), path)
+
+
+def study(key, *, mask="", split=Split.TRAIN, label=FindingClass.COVID_19) -> Study:
+    return Study(f"P-{key}", key, split, label, None, f"{key}.nii", lesion_mask=mask)
+
+
+@pytest.fixture
+def cohort(tmp_path, make_ct):
+    """Two studies with a CT each, of which one has a mask, and one whose file is no image."""
+    root = tmp_path / "cohort"
+    root.mkdir()
+    ct = make_ct()
+    lesion = np.zeros(ct.grid.shape, np.uint8)
+    lesion[15:19, 30:36, 40:46] = 1
+    save(root / "S1.nii", ct.voxels, ct.grid)
+    save(root / "S2.nii", ct.voxels + np.int16(1), ct.grid)
+    save(root / "S1-mask.nii", lesion, ct.grid)
+    (root / "S3.nii").write_bytes(b"no image")
+    return write_cohort(
+        root,
+        (
+            study("S1", mask="S1-mask.nii"),
+            study("S2", label=FindingClass.HEALTHY),
+            study("S3", label=FindingClass.BACTERIAL),
+        ),
+    )
+
+
+def prepare(cohort, task, cache, told=lambda ready, total: None):
+    return prepare_samples([cohort], Split.TRAIN, task, "compact", cache, told)
+
+
+def test_the_classifier_gets_all_studies_that_can_be_read(cohort, tmp_path):
+    told = []
+    samples = prepare(
+        cohort, Task.CLASSIFIER, tmp_path / "cache", lambda ready, total: told.append((ready, total))
+    )
+    assert list(samples.labels) == [FindingClass.COVID_19, FindingClass.HEALTHY]
+    assert all(voxels.shape[1:] == (COMPACT.stack_size,) * 2 for voxels in samples.slices_hu)
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_the_segmentation_gets_the_studies_with_a_mask(cohort, tmp_path):
+    samples = prepare(cohort, Task.SEGMENTATION, tmp_path / "cache")
+    assert len(samples) == 1
+    assert samples.lesion_masks[0].shape == samples.volumes_hu[0].shape
+    assert samples.lesion_masks[0].any()
+
+
+def test_a_study_left_out_is_in_the_sites_own_log(cohort, tmp_path):
+    log_to_file(tmp_path / "site.jsonl")
+    prepare(cohort, Task.CLASSIFIER, tmp_path / "cache")
+    for handler in logging.getLogger("ucadi").handlers:
+        handler.flush()
+    (line,) = [json.loads(line) for line in (tmp_path / "site.jsonl").read_text().splitlines()]
+    assert (line["message"], line["study"], line["level"]) == ("study left out", "S3", "info")
+
+
+def test_a_split_without_a_usable_study_is_refused(cohort, tmp_path):
+    with pytest.raises(CohortError) as caught:
+        prepare_samples([cohort], Split.TEST, Task.CLASSIFIER, "compact", tmp_path, lambda ready, total: None)
+    assert caught.value.code == "cohort-empty"
+
+
+def test_a_prepared_study_comes_from_the_cache_without_its_image_being_read_again(cohort, tmp_path):
+    cache = tmp_path / "cache"
+    first = prepare_study(cohort.root, cohort.studies[0], "compact", cache)
+    written = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
+    second = prepare_study(cohort.root, cohort.studies[0], "compact", cache)
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")} == written
+    assert len(written) == 3
+    assert isinstance(second.volume_hu, np.memmap)
+    np.testing.assert_array_equal(first.volume_hu, second.volume_hu)
+    with pytest.raises(ValueError, match="read-only"):
+        second.volume_hu[0] = 0
+
+
+@pytest.mark.parametrize("file", ["S1.nii", "S1-mask.nii"])
+def test_a_changed_file_is_prepared_anew(cohort, tmp_path, make_ct, file):
+    before = prepare_study(cohort.root, cohort.studies[0], "compact", tmp_path / "cache")
+    ct = make_ct()
+    changed = np.ones(ct.grid.shape, np.uint8) if "mask" in file else np.where(ct.voxels > 0, 90, ct.voxels)
+    save(cohort.root / file, changed.astype(np.int16), ct.grid)
+    after = prepare_study(cohort.root, cohort.studies[0], "compact", tmp_path / "cache")
+    name = "lesion_mask" if "mask" in file else "volume_hu"
+    assert not np.array_equal(getattr(before, name), getattr(after, name))
+
+
+def test_another_preset_is_prepared_anew(cohort, tmp_path):
+    prepare_study(cohort.root, cohort.studies[1], "compact", tmp_path / "cache")
+    other = prepare_study(cohort.root, cohort.studies[1], "paper", tmp_path / "cache")
+    assert other.slices_hu.shape[1:] == (128, 128)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_an_interrupted_cache_is_completed(cohort, tmp_path):
+    prepare_study(cohort.root, cohort.studies[0], "compact", tmp_path / "cache")
+    (lost,) = (tmp_path / "cache").rglob("mask.npy")
+    lost.unlink()
+    assert prepare_study(cohort.root, cohort.studies[0], "compact", tmp_path / "cache").lesion_mask.any()
+
+
+def test_a_mask_on_another_grid_is_refused(cohort, tmp_path, make_ct):
+    ct = make_ct()
+    save(cohort.root / "S1-mask.nii", np.ones(ct.grid.shape, np.uint8), ct.grid.with_spacing((5.0, 5.5, 5.4)))
+    with pytest.raises(CohortError) as caught:
+        prepare_study(cohort.root, cohort.studies[0], "compact", tmp_path / "cache")
+    assert caught.value.code == "cohort-invalid"
+    assert "S1-mask.nii" in caught.value.detail
