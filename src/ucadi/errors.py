@@ -161,7 +161,6 @@ CODES: dict[str, ErrorCode] = {
     "update-bad-weight": ErrorCode(
         "The update's iterations or weight are not positive numbers.", "Check the site's settings."
     ),
-    "update-duplicate": ErrorCode("The site answered this round already.", "None: the first answer counts."),
     "site-unknown": ErrorCode("The site does not take part in this run.", "Ask the coordinator to add it."),
     "site-declined": ErrorCode("The site cannot take part in this task.", "See the site's log."),
     "quorum-missed": ErrorCode(

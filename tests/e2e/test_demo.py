@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,12 @@ UCADI = (sys.executable, "-m", "ucadi")
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """Run the demonstration once; its folder and summary."""
     out = tmp_path_factory.mktemp("demo") / "demo-out"
     done = subprocess.run([*UCADI, "demo", "-o", str(out)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    yield out, json.loads((out / "summary.json").read_bytes())
+    return out, json.loads((out / "summary.json").read_bytes())
 
 
 def test_all_promised_files_are_there(demo: tuple[Path, dict[str, Any]]) -> None:
@@ -71,14 +70,25 @@ def test_demo_stays_within_time_and_memory(demo: tuple[Path, dict[str, Any]]) ->
     assert summary["peak_memory_mb"] < 4096
 
 
-def test_released_model_verifies_and_reads_another_ct(demo: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_released_model_verifies_and_reads_another_ct(
+    demo: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
     out, summary = demo
     model = read_model(out / "model")
     assert model.model_id == summary["model_id"]
     assert set(model.cards) == set(Task)
     series = next((out / "run" / "ct" / "dicom").iterdir())
     done = subprocess.run(
-        [*UCADI, "predict", str(series), "-o", str(tmp_path / "result"), "--model", str(out / "model"), "--json"],
+        [
+            *UCADI,
+            "predict",
+            str(series),
+            "-o",
+            str(tmp_path / "result"),
+            "--model",
+            str(out / "model"),
+            "--json",
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -117,7 +127,10 @@ def test_report_opens_in_a_browser_without_any_request_outside(demo: tuple[Path,
 
 def test_interrupt_ends_every_process_and_says_so(tmp_path: Path) -> None:
     child = subprocess.Popen(
-        [*UCADI, "demo", "-o", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*UCADI, "demo", "-o", str(tmp_path / "out")],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     # Late enough for coordinator and sites to run, or the makers of the cohorts at least.
     deadline = time.monotonic() + 120

@@ -70,7 +70,7 @@ def toy_model(size: int) -> GlobalModel:
 
 def toy_plan(folder: Path) -> tuple[RunPlan, GlobalModel]:
     raw = json.loads((folder / "plan.json").read_text())
-    training = TrainingPlan(Task.CLASSIFIER, "toy", "toy", 3, 2, 0.1)
+    training = TrainingPlan(Task.CLASSIFIER, "toy", "toy", 7, 2, 0.1)
     plan = RunPlan(
         folder.name,
         training,

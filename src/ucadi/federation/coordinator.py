@@ -33,7 +33,7 @@ __all__ = ["SELECTION_METRIC", "Coordinator", "OnProgress", "Progress", "RoundRe
 _LOG = get_logger("federation.coordinator")
 
 SELECTION_METRIC = "validation"
-"""Name of the metric, higher is better, by which sites judge the global model that they received."""
+"""Name of the metric by which sites judge the global model that they received; in [0, 1], 1 is best."""
 
 NO_ANSWER = "no-answer"
 """Why a site is missing when it did not reply in time."""
@@ -216,16 +216,31 @@ class Coordinator:
             )
         if not isinstance(reply, Refusal | expected):
             raise UpdateRejectedError("message-invalid", f"{site} sent a {type(reply).__name__} out of turn.")
+        if isinstance(reply, Update | Validation):
+            score = reply.metrics.get(SELECTION_METRIC, 0.0)
+            if not 0.0 <= score <= 1.0:  # one site could decide the selection with a number of its own
+                raise UpdateRejectedError("message-invalid", f"{site} reports a validation score of {score}.")
         if self._phase is not Phase.READY and site not in self._ready:
             raise UpdateRejectedError("site-unknown", f"{site} did not say that it is ready.")
 
     def _add(self, site: str, update: Update, size: int) -> None:
         """Add an update to the sum."""
+        self._check_factors(site, update)
         self._sum.check(update)
         self._sum.add(update)
         self._record.participants.append(site)
         self._record.metrics[site] = update.metrics
         self._record.upload_bytes += size
+
+    def _check_factors(self, site: str, update: Update) -> None:
+        """Refuse factors beyond the plan's, or a site could own the mean by claiming them."""
+        most, weight = self.plan.training.iterations, self.plan.client_weights.get(site, 1.0)
+        if (update.iterations or 0) > most or update.aggregation_weight not in (None, weight):
+            raise UpdateRejectedError(
+                "update-bad-weight",
+                f"{site} claims {update.iterations} iterations with weight {update.aggregation_weight}; "
+                f"the plan has at most {most} with weight {weight}.",
+            )
 
     def _close_round(self) -> RoundRecord:
         """Make the next global model from the sum."""
