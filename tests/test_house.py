@@ -36,7 +36,18 @@ INSIDE: dict[str, set[str]] = {
     "federation": set(),
     "engines": {"federation"},
     "config": {"imaging.presets", "models.registry"},
-    "workflows": {"config", "engines", "federation", "imaging", "io", "learning", "models", "phantom"},
+    "reporting": {"imaging", "io"},
+    "workflows": {
+        "config",
+        "engines",
+        "federation",
+        "imaging",
+        "io",
+        "learning",
+        "models",
+        "phantom",
+        "reporting",
+    },
     "cli": {"workflows", "config"},
 }
 """Which parts of ucadi a part may import, besides the base and itself."""
@@ -54,7 +65,8 @@ OUTSIDE: dict[str, set[str]] = {
     "federation": {"numpy", "jaxtyping"},
     "engines": {"nvflare", "cryptography", "psutil"},
     "config": {"pydantic"},
-    "workflows": {"numpy", "scipy", "torch", "jaxtyping", "pydantic", "psutil", "matplotlib", "jinja2"},
+    "reporting": {"numpy", "scipy", "jaxtyping", "matplotlib", "jinja2"},
+    "workflows": {"numpy", "torch", "jaxtyping", "pydantic", "psutil"},
     "cli": {"typer", "rich"},
 }
 """Which libraries a part may know, besides the standard one."""

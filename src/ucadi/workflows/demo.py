@@ -65,14 +65,14 @@ class DemoSettings:
     patients: int = 32
     held_out: int = 32
     seed: int = 2020
-    rounds: Mapping[Task, int] = field(default_factory=lambda: {Task.CLASSIFIER: 6, Task.SEGMENTATION: 6})
+    rounds: Mapping[Task, int] = field(default_factory=lambda: {Task.CLASSIFIER: 6, Task.SEGMENTATION: 12})
     training: Mapping[Task, TrainingSettings] = field(
         default_factory=lambda: {
             Task.CLASSIFIER: TrainingSettings(
                 task=Task.CLASSIFIER,
                 network="densenet3d",
                 preset="compact",
-                iterations=16,
+                iterations=12,
                 batch_size=8,
                 learning_rate=0.004,
             ),
@@ -80,7 +80,7 @@ class DemoSettings:
                 task=Task.SEGMENTATION,
                 network="unet3d",
                 preset="compact",
-                iterations=32,
+                iterations=24,
                 batch_size=4,
                 learning_rate=0.004,
             ),
@@ -312,10 +312,12 @@ class _Demo:
             if event["kind"] == "update":
                 updates.append(event["site"])
                 words = f"round {event['round']} of {rounds}: update of site {event['site']}"
-            elif event["kind"] == "missing":
+            elif event["kind"] == "missing" and event["round"] <= rounds:
                 words = (
                     f"round {event['round']} of {rounds}: without site {event['site']} ({event['detail']})"
                 )
+            elif event["kind"] == "validation":
+                words = f"last model validated by site {event['site']}"
             else:
                 return
             self.on_stage(stage, min(0.98, len(updates) / steps), words)

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ucadi.io.checkpoint import ModelFolder, write_bytes
+from ucadi.reporting.record import RESEARCH_NOTICE
 from ucadi.types import Task
 from ucadi.workflows.fit import METRIC
-from ucadi.workflows.record import RESEARCH_NOTICE
 
 __all__ = ["write_model_card"]
 

@@ -26,11 +26,11 @@ from ucadi.learning.inference import class_probabilities, lesion_probabilities
 from ucadi.learning.samples import ClassifierSamples
 from ucadi.models.parameters import load_parameters
 from ucadi.models.registry import build_network
+from ucadi.reporting.overview import draw_overview
+from ucadi.reporting.record import ModelIdentity, ReadingRecord, describe_probabilities, measure_lesions
+from ucadi.reporting.report import write_report
 from ucadi.types import Task
-from ucadi.workflows.overview import draw_overview
 from ucadi.workflows.prepare import LUNG_MARGIN_MM
-from ucadi.workflows.record import ModelIdentity, ReadingRecord, describe_probabilities, measure_lesions
-from ucadi.workflows.report import write_report
 
 __all__ = ["MODEL_VARIABLE", "RESULT_FILES", "default_model", "predict"]
 

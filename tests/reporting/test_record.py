@@ -9,7 +9,7 @@ from jaxtyping import TypeCheckError
 
 from ucadi.imaging.grid import Grid
 from ucadi.imaging.volume import Volume
-from ucadi.workflows.record import (
+from ucadi.reporting.record import (
     RESEARCH_NOTICE,
     Agreement,
     SegmentationResult,

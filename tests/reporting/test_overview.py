@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from ucadi.reporting.overview import draw_overview
+from ucadi.reporting.planes import choose_axial_slices, choose_slice, cut_plane, picture_box
 from ucadi.types import Orientation
-from ucadi.workflows.overview import draw_overview
-from ucadi.workflows.planes import choose_axial_slices, choose_slice, cut_plane, picture_box
 
 ORANGE = np.array([255, 166, 48]) / 255
 TILES_TOP, TILES_RIGHT = 44, 1120

@@ -13,8 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ucadi import __version__
 from ucadi.imaging.volume import Volume
-from ucadi.types import Orientation, PathLikeStr
-from ucadi.workflows.canvas import (
+from ucadi.reporting.canvas import (
     BACKGROUND,
     BANNER,
     BANNER_INK,
@@ -31,10 +30,11 @@ from ucadi.workflows.canvas import (
     place_axes,
     write,
 )
-from ucadi.workflows.charts import keep_apart
-from ucadi.workflows.overview_panel import draw_result
-from ucadi.workflows.planes import Plane, choose_axial_slices, choose_slice, cut_plane, picture_box, span
-from ucadi.workflows.record import RESEARCH_NOTICE, ReadingRecord
+from ucadi.reporting.charts import keep_apart
+from ucadi.reporting.overview_panel import draw_result
+from ucadi.reporting.planes import Plane, choose_axial_slices, choose_slice, cut_plane, picture_box, span
+from ucadi.reporting.record import RESEARCH_NOTICE, ReadingRecord
+from ucadi.types import Orientation, PathLikeStr
 
 __all__ = ["LUNG_WINDOW_HU", "draw_overview"]
 

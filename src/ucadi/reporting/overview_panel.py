@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 
 from ucadi import __version__
 from ucadi.io.report import Verdict
-from ucadi.workflows.canvas import (
+from ucadi.reporting.canvas import (
     BANNER_INK,
     BAR,
     BAR_QUIET,
@@ -21,7 +21,7 @@ from ucadi.workflows.canvas import (
     rule,
     write,
 )
-from ucadi.workflows.record import RESEARCH_NOTICE, ReadingRecord, whole_percents
+from ucadi.reporting.record import RESEARCH_NOTICE, ReadingRecord, whole_percents
 
 __all__ = ["draw_result"]
 

@@ -10,7 +10,7 @@ import pytest
 from ucadi.imaging.grid import Grid
 from ucadi.imaging.volume import Volume
 from ucadi.io.report import LoaderReport, SeriesReport, Verdict
-from ucadi.workflows.record import ModelIdentity, ReadingRecord, describe_probabilities, measure_lesions
+from ucadi.reporting.record import ModelIdentity, ReadingRecord, describe_probabilities, measure_lesions
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ucadi.workflows.charts import draw_bars, draw_curves, keep_apart
-from ucadi.workflows.record import RESEARCH_NOTICE, ModelIdentity, describe_probabilities
-from ucadi.workflows.report import render_report, write_report
+from ucadi.reporting.charts import draw_bars, draw_curves, keep_apart
+from ucadi.reporting.record import RESEARCH_NOTICE, ModelIdentity, describe_probabilities
+from ucadi.reporting.report import render_report, write_report
 
 PNG = b"\x89PNG\r\n\x1a\n"  # only its bytes matter here
 FEDERATION = {

@@ -12,9 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ucadi import __version__
 from ucadi.errors import CODES
-from ucadi.types import PathLikeStr, Task
-from ucadi.workflows.charts import BarChart, CurveChart, draw_bars, draw_curves
-from ucadi.workflows.record import (
+from ucadi.reporting.charts import BarChart, CurveChart, draw_bars, draw_curves
+from ucadi.reporting.record import (
     CONSOLIDATION_HU,
     GROUND_GLASS_HU,
     MIN_LESION_ML,
@@ -23,6 +22,7 @@ from ucadi.workflows.record import (
     ReadingRecord,
     whole_percents,
 )
+from ucadi.types import PathLikeStr, Task
 
 __all__ = ["render_report", "write_report"]
 
@@ -78,7 +78,7 @@ def write_report(
     Args:
         path: HTML file to write.
         record: The reading.
-        overview_png: The picture of `ucadi.workflows.overview`; it is copied into the HTML.
+        overview_png: The picture of `ucadi.reporting.overview`; it is copied into the HTML.
         federation: Summary of the training run, to tell how the model came to be.
     """
     html = render_report(record, Path(overview_png).read_bytes(), federation)
@@ -90,7 +90,7 @@ def render_report(
 ) -> str:
     """Return the report as HTML; see `write_report`."""
     environment = Environment(
-        loader=PackageLoader("ucadi.workflows"),
+        loader=PackageLoader("ucadi.reporting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
