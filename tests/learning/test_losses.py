@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ucadi.learning.losses import CLASS_WEIGHTS, soft_dice_loss, weighted_cross_entropy
+from ucadi.learning.losses import CLASS_WEIGHTS, dice_cross_entropy, soft_dice_loss, weighted_cross_entropy
 from ucadi.types import FindingClass
 
 shapes = hnp.array_shapes(min_dims=4, max_dims=4, min_side=1, max_side=5)
@@ -72,3 +72,14 @@ def test_other_viral_pneumonia_counts_double():
         FindingClass.OTHER_VIRAL: 0.4,
         FindingClass.BACTERIAL: 0.2,
     }
+
+
+def test_dice_and_cross_entropy_add_up():
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(2, 2, 3, 4, 5))
+    mask = (rng.random((2, 3, 4, 5)) < 0.3).astype(np.float32)
+    lesion = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
+    entropy = -np.mean(np.where(mask > 0, np.log(lesion), np.log(1 - lesion)))
+    dice = 1 - (2 * (mask * lesion).sum() + 1) / ((mask**2).sum() + (lesion**2).sum() + 1)
+    found = dice_cross_entropy(torch.from_numpy(logits).float(), torch.from_numpy(mask))
+    assert float(found) == pytest.approx(entropy + dice, rel=1e-5)

@@ -14,7 +14,7 @@ from jaxtyping import Integer
 from torch import Tensor, nn
 
 from ucadi.errors import ModelError
-from ucadi.learning.losses import soft_dice_loss, weighted_cross_entropy
+from ucadi.learning.losses import dice_cross_entropy, weighted_cross_entropy
 from ucadi.learning.precision import as_input, autocast, to_fast_layout
 from ucadi.learning.samples import ClassifierSamples, SegmentationSamples
 
@@ -76,7 +76,7 @@ def train_classifier(
 def train_segmentation(
     network: nn.Module, samples: SegmentationSamples, settings: FitSettings, on_step: OnStep
 ) -> float:
-    """Train in place with the soft Dice loss; return the mean loss.
+    """Train in place with Dice loss and cross entropy; return the mean loss.
 
     Raises:
         ModelError: If the loss is no longer finite.
@@ -86,7 +86,7 @@ def train_segmentation(
         patches, masks = samples.draw(rng, order)
         with autocast(patches.shape[1]):
             logits = network(as_input(torch.from_numpy(patches), layout))
-        return soft_dice_loss(logits.float().softmax(1)[:, 1], torch.from_numpy(masks))
+        return dice_cross_entropy(logits.float(), torch.from_numpy(masks))
 
     layout = to_fast_layout(network)
     return _descend(network, len(samples), settings, loss_of, on_step)
