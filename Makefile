@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## Show what can be made
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/.runtime ## Three hospitals train together, a CT is read (about 6 minutes)
+demo: $(VENV)/.runtime ## Three hospitals train together, a CT is read (about 7 minutes)
 	@$(BIN)/ucadi demo -o $(OUT) --force
 
 test: $(VENV)/.dev ## Fast tests (about 2 minutes)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ucadi.config import RunSettings, SiteSettings, TrainingSettings
-from ucadi.engines.flare.process import FlareFederation
+from ucadi.engines.flare.process import FlareFederation, check_port
 from ucadi.io.checkpoint import ModelFolder, NetworkCard, read_model, write_json, write_model
 from ucadi.io.cohort import read_cohort
 from ucadi.io.reader import load_ct
@@ -34,13 +34,13 @@ from ucadi.workflows.predict import RESULT_FILES, predict
 __all__ = ["STAGES", "DemoSettings", "OnStage", "run_demo"]
 
 STAGES: dict[str, tuple[str, float]] = {
-    "cohorts": ("Make the hospitals' synthetic patients", 30.0),
-    "start": ("Start coordinator and sites over mutual TLS", 15.0),
-    "classifier": ("Train the classifier together", 110.0),
-    "segmentation": ("Train the lesion segmentation together", 60.0),
-    "single": ("Train each hospital alone, for comparison", 130.0),
-    "evaluate": ("Score all models on held-out patients", 15.0),
-    "read": ("Read a CT with the released model", 15.0),
+    "cohorts": ("Make the hospitals' synthetic patients", 45.0),
+    "start": ("Start coordinator and sites over mutual TLS", 6.0),
+    "classifier": ("Train the classifier together", 90.0),
+    "segmentation": ("Train the lesion segmentation together", 100.0),
+    "single": ("Train each hospital alone, for comparison", 160.0),
+    "evaluate": ("Score all models on held-out patients", 25.0),
+    "read": ("Read a CT with the released model", 5.0),
 }
 """Title and usual seconds on two cores, by stage, in order."""
 
@@ -107,8 +107,11 @@ def run_demo(
         port: The coordinator's port on the loopback; None takes a free one.
 
     Raises:
-        DataError: If ``ct`` is refused; checked first.
+        EngineError: If ``port`` is taken; checked first, like ``ct``.
+        DataError: If ``ct`` is refused.
     """
+    if port is not None:
+        check_port(port)
     if ct is not None:
         load_ct(ct).require()
     folder = folder.resolve()

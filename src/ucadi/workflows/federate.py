@@ -31,6 +31,7 @@ from ucadi.io.checkpoint import read_tensors, write_json, write_tensors
 from ucadi.models.parameters import parameters_of
 from ucadi.models.registry import build_network
 from ucadi.tensors import Tensors, hash_tensors
+from ucadi.workflows.manifest import run_manifest
 
 __all__ = [
     "EVENTS_FILE",
@@ -93,7 +94,9 @@ def prepare_run(folder: Path, plan: RunPlan) -> None:
     """Write the plan and the initial model into an empty run folder."""
     network = build_network(plan.training.network, plan.training.task, plan.seed)
     write_tensors(folder / "initial.safetensors", parameters_of(network))
-    write_json(folder / "plan.json", TypeAdapter(RunPlan).dump_python(plan, mode="json"))
+    document = TypeAdapter(RunPlan).dump_python(plan, mode="json")
+    write_json(folder / "manifest.json", run_manifest(config=document, seed=plan.seed, data_hashes={}))
+    write_json(folder / "plan.json", document)
 
 
 def coordinate(folder: Path, transport: Transport) -> None:
