@@ -24,7 +24,7 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the results folder.")] = False,
 ) -> None:
-    """Train a model with three synthetic hospitals and read a CT with it (about seven minutes on two cores)."""
+    """Train a model with three synthetic hospitals and read a CT with it (about seven minutes)."""
     from ucadi.workflows.demo import STAGES, DemoSettings, run_demo
 
     require_free(out, force=force)

@@ -2,6 +2,7 @@
 """A federated run in a folder: plan and initial model in, checkpoints, events and the outcome out.
 
 RUN/plan.json                 the plan
+RUN/manifest.json             versions, time and configuration
 RUN/initial.safetensors       the model of round 0
 RUN/rounds/0001.safetensors   the global model after each round, with 0001.json beside it
 RUN/events.jsonl              progress, one line each
