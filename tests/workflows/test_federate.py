@@ -67,6 +67,7 @@ def test_a_run_leaves_plan_models_rounds_events_and_outcome(finished):
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == [
         "events.jsonl",
         "initial.safetensors",
+        "manifest.json",
         "model.safetensors",
         "outcome.json",
         "plan.json",
