@@ -57,7 +57,8 @@ def _apply(
     """Apply one axis' weights, reading only the inputs that carry weight."""
     if axis > 0:  # in-plane: a matrix product per slice
         voxels = voxels.astype(np.float32, copy=False)
-        product: np.ndarray = np.matmul(weights, voxels) if axis == 1 else np.matmul(voxels, weights.T)
+        with np.errstate(all="ignore"):  # unused vector lanes of the BLAS set floating-point flags at random
+            product: np.ndarray = np.matmul(weights, voxels) if axis == 1 else np.matmul(voxels, weights.T)
         return product
     out = np.zeros((len(weights), *voxels.shape[1:]), np.float32)
     for row, target in zip(weights, out, strict=True):
