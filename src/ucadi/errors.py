@@ -127,10 +127,12 @@ CODES: dict[str, ErrorCode] = {
     "checkpoint-invalid": ErrorCode(
         "A model folder is incomplete or was changed.", "Restore the folder, or release the model again."
     ),
-    "model-unknown": ErrorCode(
-        "The network's name is not registered.", "Use a name from `ucadi model list`."
-    ),
+    "model-unknown": ErrorCode("The network's name is not registered.", "Use a registered name."),
     "output-exists": ErrorCode("The output exists already.", "Choose another folder, or give --force."),
+    "file-error": ErrorCode(
+        "A file or folder cannot be read or written.",
+        "Check that it exists and that you may read or write it.",
+    ),
     "disk-full": ErrorCode("The disk is full or not usable.", "Free space, or choose another folder."),
     # -- configuration --------------------------------------------------------------------------------
     "config-invalid": ErrorCode(

@@ -4,7 +4,7 @@
 Layout: 8 bytes little-endian header length, a JSON header (names, types, shapes, offsets and string
 metadata), then the arrays' bytes in order. The safetensors library reads what `pack` writes and `unpack`
 reads what the library writes; ours fills one buffer directly and returns views, which is several times
-faster for messages (``benchmarks/pack.py``). Nothing is ever unpickled.
+faster for messages (``benchmarks/messages.py``). Nothing is ever unpickled.
 """
 
 import hashlib

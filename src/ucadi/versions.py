@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Format numbers. A reader refuses a number that it does not know; a number is never reused."""
 
-__all__ = ["CHECKPOINT_VERSION", "COHORT_VERSION", "CONFIG_VERSION", "RECORD_VERSION", "WIRE_VERSION"]
+__all__ = ["CHECKPOINT_VERSION", "CONFIG_VERSION", "RECORD_VERSION", "WIRE_VERSION"]
 
 WIRE_VERSION = 1
 """Messages between coordinator and sites."""
@@ -11,9 +11,6 @@ CHECKPOINT_VERSION = 1
 
 CONFIG_VERSION = 1
 """TOML files that a user writes."""
-
-COHORT_VERSION = 1
-"""A cohort's study table."""
 
 RECORD_VERSION = 1
 """The JSON record of one reading, and the loader report."""

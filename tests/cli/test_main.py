@@ -8,6 +8,7 @@ import pytest
 
 from ucadi import __version__
 from ucadi.cli.main import main
+from ucadi.errors import CODES
 
 SIMULATE = """
 config_version = 1
@@ -21,7 +22,7 @@ task = "classifier"
 network = "densenet3d"
 preset = "compact"
 iterations = 1
-batch_size = 1
+batch_size = 8
 learning_rate = 0.01
 
 [sites.A]
@@ -122,7 +123,8 @@ def test_with_json_an_error_is_one_object_on_stdout(run, tmp_path):
     error = json.loads(out)
     assert error.keys() == {"code", "reason", "cure"}
     assert error["code"] == "config-invalid"
-    assert "nothing.toml does not exist" in error["reason"]
+    assert error["reason"] == CODES["config-invalid"].public_message
+    assert "nothing.toml" not in json.dumps(error)
     assert_one_sentence(err, "config-invalid")
 
 
@@ -169,14 +171,14 @@ def test_a_run_without_any_cohort_ends_with_the_sites_reasons(run, config, tmp_p
 def test_an_output_folder_below_a_file_is_one_sentence(run, config):
     status, _, err = run("simulate", config, "-o", config / "out")
     assert status == 1
-    assert_one_sentence(err, "disk-full")
+    assert_one_sentence(err, "file-error")
 
 
 def test_an_output_folder_that_cannot_be_made_is_one_sentence(run, config):
     status, out, err = run("simulate", config, "-o", "/proc/ucadi/out", "--json")
     assert status == 1
-    assert json.loads(out)["code"] == "disk-full"
-    assert_one_sentence(err, "disk-full")
+    assert json.loads(out)["code"] == "file-error"
+    assert_one_sentence(err, "file-error")
 
 
 def test_a_full_disk_is_one_sentence(config, tmp_path):
@@ -207,3 +209,26 @@ def test_a_missing_input_is_refused_as_one_object(run, tmp_path):
     status, out, _ = run("inspect", tmp_path / "nothing", "--json")
     assert status == 3
     assert json.loads(out)["code"] == "input-not-found"
+
+
+def test_force_empties_only_what_ucadi_made(run, tmp_path):
+    own, foreign = tmp_path / "own", tmp_path / "foreign"
+    make = ("phantom", "make", "--site", "C", "--patients", "1", "--matrix", "64", "--no-dicom")
+    assert run(*make, "-o", own)[0] == 0
+    assert run(*make, "-o", own)[0] == 2
+    assert run(*make, "-o", own, "--force")[0] == 0
+    foreign.mkdir()
+    (foreign / "manifest.json").write_text("{}")
+    status, _, err = run(*make, "-o", foreign, "--force")
+    assert status == 2
+    assert_one_sentence(err, "output-exists")
+    assert (foreign / "manifest.json").exists()
+
+
+def test_results_may_not_replace_what_a_command_reads(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    status, _, err = run(
+        "predict", tmp_path / "out" / "ct", "-o", tmp_path / "out", "--model", tmp_path, "--force"
+    )
+    assert status == 2
+    assert_one_sentence(err, "output-exists")

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -167,3 +169,18 @@ def test_taken_port_is_said_in_one_sentence() -> None:
             check_port(port)
     assert caught.value.code == "port-taken"
     check_port(free_port())
+
+
+def test_site_offers_no_command_that_looks_into_its_machine() -> None:
+    script = (
+        "from ucadi.engines.flare.start import close_commands\n"
+        "from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors as offered\n"
+        "before = {type(p).__name__ for p in offered.request_processors}\n"
+        "close_commands()\n"
+        "after = {type(p).__name__ for p in offered.request_processors}\n"
+        "print('ShellCommandProcessor' in before, after < before)\n"
+        "looks = ('Shell', 'SysInfo', 'Report', 'Configure', 'Restart')\n"
+        "print([name for name in after if name.startswith(looks)])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["True True", "[]"]

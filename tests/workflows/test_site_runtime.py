@@ -93,3 +93,19 @@ def test_the_peak_of_memory_counts_child_processes():
     with own_only:
         subprocess.run([sys.executable, "-c", "import time; time.sleep(0.7)"], check=True)
     assert watch.peak_mb > own_only.peak_mb + 250
+
+
+def test_limits_hold_for_training_and_validation_without_a_call_before(settings, make_model, make_round_plan):
+    model = make_model()
+    plan = make_round_plan(model)
+    greedy = replace(plan, training=replace(plan.training, iterations=settings.max_iterations + 1))
+    for ask in (LocalTrainer("A", settings).train, LocalTrainer("A", settings).validate):
+        with pytest.raises(UcadiError) as caught:
+            ask(greedy, model)
+        assert caught.value.code == "site-declined"
+
+
+def test_a_round_that_speaks_of_a_few_patients_is_declined(settings, make_model, make_round_plan):
+    plan = make_round_plan(make_model())
+    tiny = replace(plan, training=replace(plan.training, iterations=1, batch_size=1))
+    assert refusal(LocalTrainer("A", settings), tiny).code == "site-declined"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ucadi.cli.output import console_error, print_json, require_free
+from ucadi.cli.output import claim_folder, console_error, print_json
 
 __all__ = ["demo"]
 
@@ -17,7 +17,9 @@ def demo(
     ct: Annotated[
         Path | None, typer.Option(help="A CT to read at the end [default: a synthetic one].")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same patients, same models.")] = 2020,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 2, help="Same seed, same patients, same models.")
+    ] = 2020,
     port: Annotated[
         int | None, typer.Option(min=1024, max=65535, help="The coordinator's port [default: a free one].")
     ] = None,
@@ -25,9 +27,10 @@ def demo(
     force: Annotated[bool, typer.Option("--force", help="Replace the results folder.")] = False,
 ) -> None:
     """Train a model with three synthetic hospitals and read a CT with it (about seven minutes)."""
-    from ucadi.workflows.demo import STAGES, DemoSettings, run_demo
+    from ucadi.workflows.demo import STAGES, DemoSettings, check_inputs, run_demo
 
-    require_free(out, force=force)
+    check_inputs(out, ct, port)
+    claim_folder(out, force=force, inputs=(ct,) if ct else ())
     with _View(STAGES) as view:
         summary = run_demo(out, ct, view.update, DemoSettings(seed=seed), port)
     if as_json:

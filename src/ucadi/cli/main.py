@@ -37,7 +37,7 @@ app.add_typer(phantom, name="phantom")
 _INTERRUPTED = 130
 """What a shell expects after Ctrl-C."""
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """A write to an open file fails without the file's name; all else about files names one."""
 
 
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         app(arguments, prog_name="ucadi")
     except UcadiError as error:
-        _report(error.code, error.detail, error.cure, as_json="--json" in arguments)
+        _report(error, as_json="--json" in arguments)
         return int(error.exit_status)
     except SystemExit as left:  # typer's way to end: help, usage errors, a command's own exit status
         status = left.code if isinstance(left.code, int) else int(ExitStatus.OK)
@@ -72,20 +72,23 @@ def main(arguments: list[str] | None = None) -> int:
             console_error().print("\nStopped. All processes that this command started have ended.")
         return status
     except OSError as error:
-        if error.filename is None and error.errno not in _DISK_ERRORS:
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        detail = f"Cannot read or write{where}: {error.strerror}."
-        _report("disk-full", detail, CODES["disk-full"].cure, as_json="--json" in arguments)
-        return int(ExitStatus.FAILED)
+        where = f" {error.filename}" if error.filename else ""
+        code = "disk-full" if error.errno in _DISK_ERRORS else "file-error"
+        refused = UcadiError(code, f"Cannot read or write{where}: {error.strerror or error}.")
+        _report(refused, as_json="--json" in arguments)
+        return int(refused.exit_status)
     return int(ExitStatus.OK)
 
 
-def _report(code: str, detail: str, cure: str, *, as_json: bool) -> None:
-    """Say what happened and how to mend it: on stderr for people, on stdout as one object for programs."""
+def _report(error: UcadiError, *, as_json: bool) -> None:
+    """Say what happened and how to mend it: on stderr for people, on stdout as one object for programs.
+
+    The object may travel, so it holds the code's public sentence and no path.
+    """
     if as_json:
-        typer.echo(json.dumps({"code": code, "reason": detail, "cure": cure}))
+        cure = CODES[error.code].cure
+        typer.echo(json.dumps({"code": error.code, "reason": error.public_message, "cure": cure}))
     screen = console_error()
-    screen.print(f"[bold red]Error[/] ({code}): ", end="")
-    screen.print(detail, markup=False, highlight=False)
-    screen.print(f"  {cure}", markup=False, highlight=False)
+    screen.print(f"[bold red]Error[/] ({error.code}): ", end="")
+    screen.print(error.detail, markup=False, highlight=False)
+    screen.print(f"  {error.cure}", markup=False, highlight=False)

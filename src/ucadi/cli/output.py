@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from ucadi.errors import ConfigError
 
-__all__ = ["console_error", "print_json", "require_free"]
+__all__ = ["check_free", "claim_folder", "console_error", "mark_folder", "print_json"]
 
 
 @cache
@@ -26,24 +27,57 @@ def print_json(document: dict[str, Any]) -> None:
     typer.echo(json.dumps(document, indent=2, default=str))
 
 
-_RESULTS = ("record.json", "summary.json", "plan.json", "manifest.json", "cohort.csv", "phantom.json", "run")
-"""What ucadi's result folders hold; --force empties no other folder."""
+_MARKER = ".ucadi"
+"""A file that says that a folder was made by ucadi; --force empties no other folder."""
 
 
-def require_free(folder: Path, *, force: bool) -> None:
-    """Make sure that a result folder may be written: new or empty, or an old result given up by the user.
+def check_free(folder: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:
+    """Make sure that results may be written into a folder: new, empty, or an old result given up.
+
+    Args:
+        folder: Where results go; a link is followed.
+        force: Whether the user gives up an old result.
+        inputs: What the command reads; must not lie in the folder.
 
     Raises:
-        ConfigError: If the folder has contents, and ``force`` is not given or they are not ucadi's.
+        ConfigError: ``output-exists``, saying why.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    real = folder.resolve()
+    if any(path.resolve().is_relative_to(real) for path in inputs):
+        raise ConfigError(
+            "output-exists", f"{folder} holds what this command reads.", cure="Choose another folder."
+        )
+    if not real.exists() or (real.is_dir() and not any(real.iterdir())):
         return
-    if not force or not folder.is_dir():
+    if not force or not real.is_dir():
         raise ConfigError("output-exists", f"{folder} exists and is not empty.")
-    if Path.cwd().is_relative_to(folder.resolve()) or not any((folder / name).exists() for name in _RESULTS):
+    if not (real / _MARKER).is_file() or Path.cwd().is_relative_to(real):
         raise ConfigError(
             "output-exists",
-            f"{folder} does not hold results of ucadi, so --force does not empty it.",
+            f"{folder} was not made by ucadi, or you are in it, so --force does not empty it.",
             cure="Choose another folder.",
         )
-    shutil.rmtree(folder)
+
+
+def claim_folder(folder: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:
+    """Check a folder, empty it of an old result, and mark it as ucadi's.
+
+    Raises:
+        ConfigError: As `check_free`.
+    """
+    check_free(folder, force=force, inputs=inputs)
+    if folder.exists():
+        for child in folder.resolve().iterdir():
+            if child.is_dir() and not child.is_symlink():
+                shutil.rmtree(child)
+            else:
+                child.unlink()
+    mark_folder(folder)
+
+
+def mark_folder(folder: Path) -> None:
+    """Make a folder, if it is not there, and mark it as ucadi's."""
+    folder.resolve().mkdir(parents=True, exist_ok=True)
+    (folder / _MARKER).write_text(
+        "This folder holds results of ucadi; --force may empty it.\n", encoding="utf-8"
+    )

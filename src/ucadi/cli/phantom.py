@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ucadi phantom make`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from ucadi.cli.output import console_error, require_free
+from ucadi.cli.output import claim_folder
 
 __all__ = ["phantom"]
 
@@ -33,10 +34,11 @@ def make(
     """Make a cohort of synthetic patients: CT, lesion masks, labels and splits."""
     from ucadi.workflows.phantom import make_cohort
 
-    require_free(out, force=force)
+    claim_folder(out, force=force)
 
     def tell(done: int, total: int) -> None:
-        console_error().print(f"\rpatient {done}/{total}", end="", highlight=False)
+        if sys.stderr.isatty():
+            typer.echo(f"\rpatient {done}/{total}", nl=done == total, err=True)
 
     cohort = make_cohort(
         site,
@@ -49,5 +51,4 @@ def make(
         splits=(0.0, 0.0, 1.0) if held_out else (0.75, 0.25, 0.0),
         on_progress=tell,
     )
-    console_error().print()
     typer.echo(f"{len(cohort.studies)} studies in {out}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ucadi.cli.output import console_error, print_json, require_free
+from ucadi.cli.output import check_free, console_error, mark_folder, print_json
 from ucadi.errors import ExitStatus
 
 __all__ = ["inspect", "predict"]
@@ -42,8 +42,9 @@ def predict(
     from ucadi.workflows.predict import predict as read
 
     folder = model or default_model()
-    require_free(out, force=force)
+    check_free(out, force=force, inputs=(source, folder))
     record = read(source, out, folder)
+    mark_folder(out)
     if as_json:
         print_json(record.to_json())
         return

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ucadi.cli.output import console_error, print_json, require_free
+from ucadi.cli.output import claim_folder, console_error, print_json
+from ucadi.logs import log_to_file
 
 __all__ = ["simulate", "train"]
 
@@ -22,7 +23,8 @@ def train(config: ConfigFile, out: Out, as_json: Json = False, force: Force = Fa
     from ucadi.workflows.train import train_local
 
     settings = load_config(TrainConfig, config)
-    require_free(out, force=force)
+    claim_folder(out, force=force, inputs=(config,))
+    log_to_file(out / "log.jsonl")
 
     def tell(done: int, total: int, value: float | None) -> None:
         shown = "not defined" if value is None else f"{value:.3f}"
@@ -45,7 +47,8 @@ def simulate(config: ConfigFile, out: Out, as_json: Json = False, force: Force =
     from ucadi.workflows.site_runtime import build_site
 
     settings = load_config(SimulateConfig, config)
-    require_free(out, force=force)
+    claim_folder(out, force=force, inputs=(config,))
+    log_to_file(out / "log.jsonl")
     outcome = run(settings, out, lambda name: build_site(name, settings.sites[name]))
     if as_json:
         rounds = [vars(record) for record in outcome.records]

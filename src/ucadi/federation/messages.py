@@ -322,6 +322,8 @@ def _check_reply(reply: Reply) -> None:
         _require(_is_count(reply.num_studies), "num_studies")
     if isinstance(reply, Update):
         _require(reply.kind == "delta", "an update's kind")
+        _require(reply.iterations is None or _is_count(reply.iterations), "iterations")
+        _require(reply.aggregation_weight is None or _is_number(reply.aggregation_weight), "weight")
 
 
 def _encode(kind: str, body: Mapping[str, Any], tensors: Tensors) -> bytearray:

@@ -13,6 +13,7 @@ from ucadi.errors import EngineError
 __all__ = ["run_commands"]
 
 _POLL_S = 0.1
+_GRACE_S = 5.0
 _MESSAGE_CHARACTERS = 500
 
 
@@ -63,16 +64,20 @@ def run_commands(
             time.sleep(_POLL_S)
     finally:
         for child in running.values():
-            child.kill()
+            child.terminate()
         for child in running.values():
-            child.wait()
+            try:
+                child.wait(_GRACE_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
 
 
 def _start(arguments: Sequence[str], log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start one command in a session of its own, so that Ctrl-C reaches it through us only."""
     with log.open("wb") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "ucadi", *arguments],
+            [sys.executable, "-P", "-m", "ucadi", *arguments],
             env={**os.environ, **env},
             stdin=subprocess.DEVNULL,
             stdout=file,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ucadi.config import RunSettings, SiteSettings, TrainingSettings
+from ucadi.engines.flare.kit import check_path
 from ucadi.engines.flare.process import FlareFederation, check_port
 from ucadi.io.checkpoint import ModelFolder, NetworkCard, read_model, write_json, write_model
 from ucadi.io.cohort import read_cohort
@@ -31,7 +32,7 @@ from ucadi.workflows.memory import PeakMemory
 from ucadi.workflows.model_card import write_model_card
 from ucadi.workflows.predict import RESULT_FILES, predict
 
-__all__ = ["STAGES", "DemoSettings", "OnStage", "run_demo"]
+__all__ = ["STAGES", "DemoSettings", "OnStage", "check_inputs", "run_demo"]
 
 STAGES: dict[str, tuple[str, float]] = {
     "cohorts": ("Make the hospitals' synthetic patients", 45.0),
@@ -107,13 +108,9 @@ def run_demo(
         port: The coordinator's port on the loopback; None takes a free one.
 
     Raises:
-        EngineError: If ``port`` is taken; checked first, like ``ct``.
-        DataError: If ``ct`` is refused.
+        UcadiError: What `check_inputs` raises, and whatever ends the demonstration.
     """
-    if port is not None:
-        check_port(port)
-    if ct is not None:
-        load_ct(ct).require()
+    check_inputs(folder, ct, port)
     folder = folder.resolve()
     started = time.monotonic()
     demo = _Demo(folder, settings, on_stage)
@@ -136,6 +133,20 @@ def run_demo(
     write_json(folder / "summary.json", summary)
     on_stage("read", 1.0, "done")
     return summary
+
+
+def check_inputs(folder: Path, ct: Path | None, port: int | None) -> None:
+    """Check everything that can be known before minutes of work.
+
+    Raises:
+        EngineError: If the port is taken or the engine cannot work with the folder's path.
+        DataError: If the CT is refused.
+    """
+    check_path(folder)
+    if port is not None:
+        check_port(port)
+    if ct is not None:
+        load_ct(ct).require()
 
 
 class _Demo:
@@ -367,7 +378,7 @@ class _Demo:
             preset=training.preset,
             parameters_hash=hash_tensors(outcome.model),
             rounds=outcome.selected_round,
-            sites=self.sites_of(task),
+            sites=tuple(sorted({site for record in outcome.records for site in record.participants})),
             protection="plaintext",
             metrics=metrics,
         )

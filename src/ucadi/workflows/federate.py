@@ -72,7 +72,7 @@ def make_plan(
     training: TrainingSettings,
     sites: tuple[str, ...],
     *,
-    ready_deadline_s: float = 60.0,
+    ready_deadline_s: float = 900.0,
     train_deadline_s: float = 3600.0,
 ) -> RunPlan:
     """Turn settings into a plan."""

@@ -64,7 +64,7 @@ def make_cohort(
         DataError: If the folder holds something already.
     """
     _check(site, patients, matrix, splits)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
         raise DataError("output-exists", f"{out} is not empty.")
     style = STYLES[site]
     labels = assign_classes(style, patients, seed)

@@ -48,21 +48,12 @@ class LocalTrainer:
             FederationError: If the plan asks for more than the site allows (``site-declined``).
             CohortError: If there are no or too few studies for the task (``cohort-empty``).
         """
-        training, limits = plan.training, self._settings
-        if training.iterations > limits.max_iterations or training.learning_rate > limits.max_learning_rate:
-            raise FederationError(
-                "site-declined",
-                f"The plan asks for {training.iterations} iterations at learning rate "
-                f"{training.learning_rate}; this site allows {limits.max_iterations} at "
-                f"{limits.max_learning_rate}.",
-            )
-        studies = len(self._samples(training, Split.TRAIN))
-        if studies < limits.min_studies:
-            raise CohortError("cohort-empty", f"{studies} studies; this site requires {limits.min_studies}.")
+        studies = self._check_limits(plan)
         return Readiness(plan.run_id, plan.round, self._name, studies)
 
     def train(self, plan: RoundPlan, model: GlobalModel) -> Update:
         """Validate the received model, train from it and return the difference (Alg. 1 ClientUpdate)."""
+        self._check_limits(plan)
         network = self._network(plan, model)
         metrics = self._validation_metrics(plan, network)
         samples = self._samples(plan.training, Split.TRAIN)
@@ -86,8 +77,33 @@ class LocalTrainer:
 
     def validate(self, plan: RoundPlan, model: GlobalModel) -> Validation:
         """Score the received model on the site's validation studies."""
+        self._check_limits(plan)
         metrics = self._validation_metrics(plan, self._network(plan, model))
         return Validation(plan.run_id, plan.round, self._name, metrics)
+
+    def _check_limits(self, plan: RoundPlan) -> int:
+        """Return the number of training studies; decline a plan beyond the site's own settings.
+
+        Asked at every request, because a hostile coordinator's requests need not agree with each other.
+        """
+        training, limits = plan.training, self._settings
+        if training.iterations > limits.max_iterations or training.learning_rate > limits.max_learning_rate:
+            raise FederationError(
+                "site-declined",
+                f"The plan asks for {training.iterations} iterations at learning rate "
+                f"{training.learning_rate}; this site allows {limits.max_iterations} at "
+                f"{limits.max_learning_rate}.",
+            )
+        if training.iterations * training.batch_size < limits.min_studies:
+            raise FederationError(
+                "site-declined",
+                f"A round of {training.iterations} x {training.batch_size} samples would speak of fewer than "
+                f"{limits.min_studies} studies.",
+            )
+        studies = len(self._samples(training, Split.TRAIN))
+        if studies < limits.min_studies:
+            raise CohortError("cohort-empty", f"{studies} studies; this site requires {limits.min_studies}.")
+        return studies
 
     def _network(self, plan: RoundPlan, model: GlobalModel) -> nn.Module:
         """Build the plan's network with the global parameters."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from ucadi.engines.flare.settings import ADMIN_ROLE, FlareApp, KitCard, Role, hardened_files, json_text
 from ucadi.errors import EngineError
 
-__all__ = ["ADMIN", "FlareApp", "KitCard", "Kits", "Role", "check_kit", "make_kits"]
+__all__ = ["ADMIN", "FlareApp", "KitCard", "Kits", "Role", "check_kit", "check_path", "make_kits"]
 
 _LOG = logging.getLogger("ucadi.engines.flare")
 
@@ -72,12 +72,7 @@ def make_kits(
     if len({name.lower() for name in names}) != len(names) or not all(map(_NAME.fullmatch, names)):
         raise ValueError(f"names must differ and be of letters, digits, '-' and '_': {', '.join(names)}")
     folder = folder.resolve()
-    if shlex.quote(f"{folder}{sys.executable}") != f"{folder}{sys.executable}":
-        raise EngineError(  # FLARE builds a job's command line without quoting
-            "engine-failed",
-            f"The engine cannot work with blanks or special letters in a path: {folder}.",
-            cure="Choose another folder.",
-        )
+    check_path(folder)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if any(folder.iterdir()):
         raise ValueError(f"the folder for the kits is not empty: {folder}")
@@ -91,6 +86,21 @@ def make_kits(
     for site in sites:
         _finish(folder / site, KitCard(Role.SITE, site, port, app, {}))
     return Kits(folder / coordinator, folder / ADMIN, {site: folder / site for site in sites}, app)
+
+
+def check_path(folder: Path) -> None:
+    """Refuse paths with which FLARE cannot start a job: it builds command lines without quoting.
+
+    Raises:
+        EngineError: With the path at fault, the folder's or Python's own.
+    """
+    for path in (str(folder.resolve()), sys.executable):
+        if shlex.quote(path) != path:
+            raise EngineError(
+                "engine-failed",
+                f"The engine cannot work with blanks or special letters in a path: {path}.",
+                cure="Choose a folder with a plain path, or install ucadi into one.",
+            )
 
 
 def check_kit(folder: Path) -> KitCard:

@@ -15,7 +15,25 @@ from ucadi.engines.flare.kit import Role, check_kit
 from ucadi.engines.flare.settings import HEARTBEAT_S
 from ucadi.errors import EngineError
 
-__all__ = ["main"]
+__all__ = ["close_commands", "main"]
+
+_NEEDED_COMMANDS = frozenset(
+    {
+        "AbortAppProcessor",
+        "AbortTaskProcessor",
+        "CancelResourceProcessor",
+        "CheckResourceProcessor",
+        "ClientInfoProcessor",
+        "ClientStatusProcessor",
+        "DeleteRunNumberProcessor",
+        "DeployProcessor",
+        "NotifyJobStatusProcessor",
+        "ScopeInfoProcessor",
+        "ShutdownClientProcessor",
+        "StartJobProcessor",
+    }
+)
+"""What a coordinator may ask of a site: to deploy, start, stop and describe a job."""
 
 
 def main(folder: Path) -> int:
@@ -38,12 +56,30 @@ def main(folder: Path) -> int:
     else:
         from nvflare.private.fed.app.client import client_train as program
 
+        close_commands()
         start_file, name = "fed_client.json", f"uid={card.name}"
     settings = ["secure_train=true", "config_folder=config", name, f"heart_beat_interval={HEARTBEAT_S}"]
     arguments = Namespace(
         workspace=str(folder), fed_server=start_file, fed_client=start_file, set=settings, local_rank=0
     )
     return int(MainProcessMonitor.run(main_func=program.main, run_dir=str(folder), args=arguments) or 0)
+
+
+def close_commands() -> None:
+    """Take all commands but the needed ones from FLARE's client.
+
+    Its authorization file is read only when the coordinator's message asks for it, so against a hostile
+    coordinator it does not protect: a shell command such as ``cat`` would run. What is not there cannot.
+
+    Raises:
+        EngineError: If this FLARE names its commands otherwise; then nothing is known to be closed.
+    """
+    from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
+
+    offered = {type(command).__name__: command for command in ClientRequestProcessors.request_processors}
+    if not offered.keys() >= _NEEDED_COMMANDS:
+        raise EngineError("site-kit-altered", "The engine's commands are not those of the pinned release.")
+    ClientRequestProcessors.request_processors[:] = [offered[name] for name in sorted(_NEEDED_COMMANDS)]
 
 
 def _end_with_parent() -> None:
