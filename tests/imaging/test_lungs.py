@@ -129,7 +129,7 @@ def test_slightly_cut_lungs_are_warned_of(make_ct) -> None:
     voxels = ct.voxels[:31]
     lungs = find_lungs(Volume(voxels, Grid.from_spacing(voxels.shape, ct.grid.spacing_mm)))
     (warning,) = check_lungs(lungs)
-    assert "highest slice" in warning
+    assert "highest slice" in warning.text
 
 
 @pytest.mark.parametrize(("side", "sign"), [("left", 1), ("right", -1)])
@@ -160,10 +160,10 @@ def test_lungs_of_an_unlikely_volume_are_warned_of_or_refused(make_ct, factor, r
             check_lungs(scaled)
         assert caught.value.code == "ct-lung-volume"
     else:
-        assert any("1 to 9 L" in warning for warning in check_lungs(scaled))
+        assert any("1 to 9 L" in warning.text for warning in check_lungs(scaled))
 
 
 def test_upside_down_lungs_are_warned_of(make_ct) -> None:
     ct = make_ct(*FINE)
     (warning,) = check_lungs(find_lungs(Volume(np.ascontiguousarray(ct.voxels[::-1]), ct.grid)))
-    assert "upside-down" in warning
+    assert "upside-down" in warning.text

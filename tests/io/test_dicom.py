@@ -98,7 +98,7 @@ def test_padding_becomes_minus_1024_also_with_the_wrong_sign(
     assert (volume.voxels[:, :4] == -1024).all()
     assert np.array_equal(volume.voxels[:, 4:], ct.voxels[:, 4:])
     (repair,) = loaded.report.repairs
-    assert "6.2 %" in repair
+    assert "6.2 %" in repair.text
 
 
 def test_padding_above_the_window_in_unsigned_images_becomes_minus_1024(
@@ -122,7 +122,7 @@ def test_padding_value_of_a_tissue_is_kept_with_a_warning(
         image.add_new("PixelPaddingValue", "SS", 1024 + 45)
     loaded = load_ct(save_series(images, tmp_path / "s"))
     assert np.array_equal(loaded.require()[0].voxels, make_ct().voxels)
-    assert any("45 HU" in warning for warning in loaded.report.warnings)
+    assert any("45 HU" in warning.text for warning in loaded.report.warnings)
 
 
 def refusal(folder) -> DataError:
@@ -178,7 +178,7 @@ def test_duplicates_with_equal_pixels_are_dropped_and_reported(
     loaded = load_ct(save_series([*images, images[5], images[20]], tmp_path / "s"))
     assert np.array_equal(loaded.require()[0].voxels, make_ct().voxels)
     (repair,) = loaded.report.repairs
-    assert repair.startswith("2 slices")
+    assert repair.text.startswith("2 slices")
 
 
 def test_different_slices_at_one_place_are_refused(make_ct, make_series, save_series, tmp_path) -> None:
@@ -301,7 +301,7 @@ def test_equally_good_series_are_listed_as_such(make_ct, make_series, save_serie
     report = load_ct(tmp_path / "study").report
     assert [(s.number, s.chosen) for s in report.series] == [(6, True), (7, False)]
     assert "as good" in report.series[1].reason
-    assert any("Series 7" in warning for warning in report.warnings)
+    assert any("Series 7" in warning.text for warning in report.warnings)
 
 
 def test_damaged_header_beside_a_series_is_reported(make_ct, dicom_folder) -> None:
@@ -309,7 +309,7 @@ def test_damaged_header_beside_a_series_is_reported(make_ct, dicom_folder) -> No
     (dicom_folder / "broken").write_bytes(whole[:132] + b"\xff" * 50)
     report = load_ct(dicom_folder).report
     assert report.verdict is Verdict.WARNING
-    assert "1 damaged" in report.warnings[0]
+    assert "1 damaged" in report.warnings[0].text
 
 
 def test_truncated_slice_is_refused_with_its_place(dicom_folder) -> None:
@@ -322,12 +322,12 @@ def test_truncated_slice_is_refused_with_its_place(dicom_folder) -> None:
 
 def test_thin_slices_far_apart_are_warned_of(make_ct, make_series, save_series, tmp_path) -> None:
     report = load_ct(save_series(make_series(make_ct(), SliceThickness=1.0), tmp_path / "s")).report
-    assert any("1.0 mm thick" in warning for warning in report.warnings)
+    assert any("1.0 mm thick" in warning.text for warning in report.warnings)
 
 
 def test_lossy_compression_is_warned_of(make_ct, make_series, save_series, tmp_path) -> None:
     images = make_series(make_ct(), LossyImageCompression="01")
-    assert any("loss" in w for w in load_ct(save_series(images, tmp_path / "s")).report.warnings)
+    assert any("loss" in w.text for w in load_ct(save_series(images, tmp_path / "s")).report.warnings)
 
 
 def test_nothing_that_identifies_a_patient_reaches_the_report(

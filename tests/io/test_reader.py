@@ -112,7 +112,7 @@ def test_padding_in_a_nifti_file_becomes_minus_1024(make_ct, tmp_path) -> None:
     write_nifti(Volume(voxels, ct.grid), tmp_path / "ct.nii")
     loaded = load_ct(tmp_path / "ct.nii")
     assert (loaded.require()[0].voxels[:, :3] == -1024).all()
-    assert "4.7 %" in loaded.report.repairs[0]
+    assert "4.7 %" in loaded.report.repairs[0].text
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_nifti_of_15_slices_is_refused(make_ct, tmp_path) -> None:
 
 def test_slices_far_apart_are_warned_of(make_ct, tmp_path) -> None:
     write_nifti(make_ct((22, 64, 64), (8.0, 5.5, 5.5)), tmp_path / "ct.nii")
-    assert "8.0 mm apart" in load_ct(tmp_path / "ct.nii").report.warnings[0]
+    assert "8.0 mm apart" in load_ct(tmp_path / "ct.nii").report.warnings[0].text
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_whole_chest_nifti_is_read_with_a_doubt_about_its_voxel_size(real_ct) ->
     assert volume.grid.spacing_mm == pytest.approx((3.0, 1.0, 1.0), abs=1e-3)
     assert volume.voxels.dtype == np.int16
     assert loaded.report.verdict is Verdict.WARNING
-    assert "voxel size" in loaded.report.warnings[0]
+    assert "voxel size" in loaded.report.warnings[0].text
 
 
 def test_one_picture_in_five_encodings_gives_one_array(real_ct) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 
 from ucadi.errors import GeometryError
 from ucadi.imaging.lungs import Lungs
+from ucadi.imaging.remarks import Remark
 
 __all__ = ["check_lungs"]
 
@@ -31,8 +32,8 @@ _ENDS = (0.05, 0.10, 0.15, 0.20)
 _CRESCENT_MARGIN = 0.1
 
 
-def check_lungs(lungs: Lungs) -> tuple[str, ...]:
-    """Return what a reader of a result should know about the lungs, one sentence each.
+def check_lungs(lungs: Lungs) -> tuple[Remark, ...]:
+    """Return what a reader of a result should know about the lungs.
 
     Raises:
         GeometryError: ``ct-incomplete-chest`` when a lung is missing or grossly cut; ``ct-lung-volume`` when
@@ -50,7 +51,8 @@ def check_lungs(lungs: Lungs) -> tuple[str, ...]:
             f"The {side} lung is missing: it has {smaller_ml:.0f} of the {lungs.total_ml:.0f} mL found.",
         )
     if share < _UNEVEN_SHARE:
-        warnings.append(f"The {side} lung holds only {100 * share:.0f} % of the aerated volume.")
+        text = f"The {side} lung holds only {100 * share:.0f} % of the aerated volume."
+        warnings.append(Remark("lung-uneven", text))
     for end, cut in zip(("lowest", "highest"), lungs.cut_share, strict=True):
         if cut > _GROSSLY_CUT:
             raise GeometryError(
@@ -58,20 +60,23 @@ def check_lungs(lungs: Lungs) -> tuple[str, ...]:
                 f"The {end} slice cuts the lungs at {100 * cut:.0f} % of their largest cross-section.",
             )
         if cut > _SLIGHTLY_CUT:
-            warnings.append(
+            text = (
                 f"The lungs reach the {end} slice (with {100 * cut:.0f} % of their largest cross-section), "
                 "so a part of them is missing."
             )
+            warnings.append(Remark("lung-cut", text))
     if not _ADULT_ML[0] <= lungs.total_ml <= _ADULT_ML[1]:
-        warnings.append(
+        text = (
             f"The lungs hold {total_l:.2f} L by the header's voxel size, an adult's hold 1 to 9 L. Unless "
             "this is a child, the voxel size is wrong, and with it all volumes and distances."
         )
+        warnings.append(Remark("lung-volume", text))
     if _is_upside_down(lungs):
-        warnings.append(
+        text = (
             "The lungs look upside-down: their upper end is hollow as over the diaphragm. Check the "
             "orientation in the header; left and right may be exchanged."
         )
+        warnings.append(Remark("upside-down", text))
     return tuple(warnings)
 
 

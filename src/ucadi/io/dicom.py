@@ -11,6 +11,7 @@ from pydicom import Dataset, dcmread
 from ucadi.errors import DicomError
 from ucadi.imaging.grid import Grid
 from ucadi.imaging.orientation import to_canonical
+from ucadi.imaging.remarks import Remark
 from ucadi.imaging.volume import Volume
 from ucadi.io.files import READ_ERRORS
 from ucadi.io.headers import Header, Plane
@@ -43,8 +44,8 @@ class DicomVolume:
     """
 
     volume: Volume
-    repairs: tuple[str, ...]
-    warnings: tuple[str, ...]
+    repairs: tuple[Remark, ...]
+    warnings: tuple[Remark, ...]
 
 
 @dataclass
@@ -210,33 +211,36 @@ def _padding_values(dataset: Dataset) -> set[int]:
     return {value, value - 2**16 if value >= 2**15 else value + 2**16 if value < 0 else value}
 
 
-def padding_repair(padding: int, voxels: int) -> str:
+def padding_repair(padding: int, voxels: int) -> Remark:
     """Say that padding was replaced."""
     share = 100.0 * padding / voxels
-    return f"Padding outside the scan circle ({share:.1f} % of voxels) was set to {LOWEST_HU} HU."
+    text = f"Padding outside the scan circle ({share:.1f} % of voxels) was set to {LOWEST_HU} HU."
+    return Remark("padding-replaced", text)
 
 
-def _repairs(counts: _Counts, voxels: int) -> tuple[str, ...]:
+def _repairs(counts: _Counts, voxels: int) -> tuple[Remark, ...]:
     """Say what was changed."""
     repairs = []
     if counts.duplicates:
-        repairs.append(f"{counts.duplicates} slices that were there twice, with equal pixels, were dropped.")
+        text = f"{counts.duplicates} slices that were there twice, with equal pixels, were dropped."
+        repairs.append(Remark("duplicates-dropped", text))
     if counts.padding:
         repairs.append(padding_repair(counts.padding, voxels))
     return tuple(repairs)
 
 
-def _warnings(headers: Sequence[Header], step_mm: float, counts: _Counts) -> tuple[str, ...]:
+def _warnings(headers: Sequence[Header], step_mm: float, counts: _Counts) -> tuple[Remark, ...]:
     """Say what a reader of a result should know."""
     warnings = []
     if any(header.is_lossy for header in headers):
-        warnings.append("The images were compressed with loss, so fine detail and HU are not exact.")
+        text = "The images were compressed with loss, so fine detail and HU are not exact."
+        warnings.append(Remark("lossy", text))
     thickness = headers[0].thickness_mm
     if thickness and step_mm > _GAP_FACTOR * thickness + _SPACING_MM:
-        warnings.append(
-            f"Slices {thickness:.1f} mm thick lie {step_mm:.1f} mm apart; what is between is not seen."
-        )
+        text = f"Slices {thickness:.1f} mm thick lie {step_mm:.1f} mm apart; what is between is not seen."
+        warnings.append(Remark("gaps-between-slices", text))
     if counts.kept_padding:
         value = min(counts.kept_padding)
-        warnings.append(f"The padding value ({value:.0f} HU) lies among tissue values and was not replaced.")
+        text = f"The padding value ({value:.0f} HU) lies among tissue values and was not replaced."
+        warnings.append(Remark("padding-kept", text))
     return tuple(warnings)

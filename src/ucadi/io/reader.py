@@ -14,6 +14,7 @@ from ucadi.errors import DataError, DicomError, NiftiError
 from ucadi.imaging.chest import check_lungs
 from ucadi.imaging.intensity import check_hu
 from ucadi.imaging.lungs import Lungs, find_lungs
+from ucadi.imaging.remarks import Remark
 from ucadi.imaging.volume import Volume
 from ucadi.io.dicom import LOWEST_HU, padding_repair, read_series
 from ucadi.io.files import READ_ERRORS, OpenFile, file_of_path, files_of_folder, files_of_zip
@@ -79,8 +80,8 @@ class _Findings:
     shape: tuple[int, int, int] | None = None
     spacing_mm: Triple | None = None
     series: tuple[SeriesReport, ...] = ()
-    repairs: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    repairs: list[Remark] = field(default_factory=list)
+    warnings: list[Remark] = field(default_factory=list)
 
     def report(self, error: DataError | None) -> LoaderReport:
         """Return the report: refused when there is an error."""
@@ -127,7 +128,8 @@ def _judge(volume: Volume, findings: _Findings) -> Lungs:
     findings.warnings.extend(check_lungs(lungs))
     spacing_z = volume.grid.spacing_mm[0]
     if spacing_z > _THICK_MM:
-        findings.warnings.append(f"The slices are {spacing_z:.1f} mm apart: small lesions may be missed.")
+        text = f"The slices are {spacing_z:.1f} mm apart: small lesions may be missed."
+        findings.warnings.append(Remark("thick-slices", text))
     return lungs
 
 
@@ -164,9 +166,12 @@ def _read_dicom(files: Sequence[OpenFile], findings: _Findings) -> Volume:
         raise _no_dicom(files)
     findings.series = study.reports()
     if study.damaged:
-        findings.warnings.append(f"{study.damaged} damaged DICOM files were left out.")
+        text = f"{study.damaged} damaged DICOM files were left out."
+        findings.warnings.append(Remark("damaged-files", text))
     chosen = study.choose()
-    findings.warnings.extend(f"{tie.name} is as good as the chosen series." for tie in study.ties())
+    findings.warnings.extend(
+        Remark("many-series", f"{tie.name} is as good as the chosen series.") for tie in study.ties()
+    )
     read = read_series(chosen)
     findings.repairs.extend(read.repairs)
     findings.warnings.extend(read.warnings)

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from ucadi.errors import UcadiError
+from ucadi.imaging.remarks import Remark
 from ucadi.types import Triple
 from ucadi.versions import RECORD_VERSION
 
@@ -58,8 +59,10 @@ class LoaderReport:
         cure: How to mend it; empty when ok.
         shape: (z, y, x) of the volume that was read; None when refused before.
         spacing_mm: (z, y, x) in mm.
-        repairs: What was changed on the way, one sentence each.
-        warnings: What a reader of the result should know, one sentence each.
+        repairs: What was changed on the way.
+        warnings: What a reader of the result should know.
+        interpolated_slices: Indices along z of slices that no scanner measured.
+        lungs_ml: Volume of the right and of the left lung; None when refused before.
         series: Every series found.
     """
 
@@ -69,8 +72,10 @@ class LoaderReport:
     cure: str = ""
     shape: tuple[int, int, int] | None = None
     spacing_mm: Triple | None = None
-    repairs: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+    repairs: tuple[Remark, ...] = ()
+    warnings: tuple[Remark, ...] = ()
+    interpolated_slices: tuple[int, ...] = ()
+    lungs_ml: tuple[float, float] | None = None
     series: tuple[SeriesReport, ...] = field(default=())
 
     @classmethod

@@ -123,7 +123,7 @@ def _draw_input(sheet: Axes, record: ReadingRecord, sides: tuple[float, float], 
         z, rows, columns = report.shape
         z_mm, y_mm, _ = report.spacing_mm
         details.insert(0, f"{z} slices of {rows} × {columns};  {z_mm:.2f} mm, in plane {y_mm:.2f} mm")
-    for line in (*details, *(drawable(text) for text in report.warnings)):
+    for line in (*details, *(drawable(remark.text) for remark in report.warnings)):
         for part in textwrap.wrap(line, 60)[:2]:
             y += 20
             if y > _BOTTOM - 18:

@@ -24,8 +24,8 @@ def describe(report: LoaderReport) -> str:
     lines += [("Series", _series(series)) for series in report.series if series.chosen]
     if report.shape and report.spacing_mm:
         lines += [("Size", _size(report.shape, report.spacing_mm))]
-    lines += [("Repair", text) for text in report.repairs]
-    lines += [("Warning", text) for text in report.warnings]
+    lines += [("Repair", remark.text) for remark in report.repairs]
+    lines += [("Warning", remark.text) for remark in report.warnings]
     lines += [("Left out", _series(series)) for series in report.series if not series.chosen]
     return "\n".join(f"{label:<{_LABEL_WIDTH}}{text}" for label, text in lines)
 
