@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ucadi.imaging.grid import Grid
+from ucadi.imaging.remarks import Remark
 from ucadi.imaging.volume import Volume
 from ucadi.io.report import LoaderReport, SeriesReport, Verdict
 from ucadi.reporting.record import ModelIdentity, ReadingRecord, describe_probabilities, measure_lesions
@@ -30,8 +31,8 @@ class Chest:
                 Verdict.WARNING,
                 shape=self.volume.grid.shape,
                 spacing_mm=self.volume.grid.spacing_mm,
-                repairs=("One slice was interpolated.",),
-                warnings=("The slices are thick.",),
+                repairs=(Remark("slices-interpolated", "One slice was interpolated."),),
+                warnings=(Remark("thick-slices", "The slices are thick."),),
                 series=(
                     SeriesReport("aaaa1111", 2, "CT", 24, (24, 64, 64), (5.0, 5.0, 5.0), True, "most slices"),
                     SeriesReport("bbbb2222", None, "CT", 1, None, None, False, "localizer"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from ucadi.imaging.remarks import Remark
 from ucadi.reporting.overview import draw_overview
 from ucadi.reporting.planes import choose_axial_slices, choose_slice, cut_plane, picture_box
 from ucadi.types import Orientation
@@ -113,5 +114,8 @@ def test_no_lungs_and_a_mask_that_fills_the_volume_are_drawn(make_chest, tmp_pat
 
 def test_words_that_the_font_cannot_draw_do_not_stop_the_picture(make_chest, tmp_path) -> None:
     chest = make_chest()
-    report = dataclasses.replace(chest.reading().input, warnings=("层厚 $\\frac{1$ <b>", "x" * 500))
+    report = dataclasses.replace(
+        chest.reading().input,
+        warnings=tuple(Remark("thick-slices", t) for t in ("层厚 $\\frac{1$ <b>", "x" * 500)),
+    )
     assert _draw(chest, tmp_path, input=report).shape == (1000, 1600, 3)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ucadi.imaging.remarks import Remark
 from ucadi.reporting.charts import draw_bars, draw_curves, keep_apart
 from ucadi.reporting.record import RESEARCH_NOTICE, ModelIdentity, describe_probabilities
 from ucadi.reporting.report import render_report, write_report
@@ -95,8 +96,8 @@ def test_hostile_strings_stay_text(make_chest) -> None:
     report = dataclasses.replace(
         loader,
         reason=hostile,
-        repairs=(hostile,),
-        warnings=(hostile,),
+        repairs=(Remark("inverted", hostile),),
+        warnings=(Remark("lossy", hostile),),
         series=(dataclasses.replace(loader.series[0], key=hostile, modality=hostile, reason=hostile),),
     )
     federation = copy.deepcopy(FEDERATION) | {"engine": hostile}
