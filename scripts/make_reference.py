@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the pages of docs/reference that follow from the code: error codes and commands.
+"""Write the pages of docs/reference that follow from the code: error codes, commands, rules of reading.
 
 Usage: python scripts/make_reference.py
 """
 
+import ast
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import typer
@@ -11,10 +14,12 @@ from typer.cli import get_docs_for_click
 
 from ucadi.cli.main import app
 from ucadi.errors import CODES, ExitStatus
+from ucadi.imaging.remarks import REMARKS
 
 __all__ = ["PAGES", "write_pages"]
 
-REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "docs" / "reference"
 NOTE = "<!-- Written by scripts/make_reference.py; change the code and run it again. -->"
 
 
@@ -47,7 +52,55 @@ def commands() -> str:
     return f"{title}\n\n{NOTE}\n{rest.rstrip()}\n"
 
 
-PAGES = {"error-codes.md": error_codes, "cli.md": commands}
+RULES = {
+    "Which slices form a volume": "imaging/stack.py",
+    "Which slices lie at one place": "io/acquisitions.py",
+    "Which series is read": "io/series.py",
+    "Whether values are Hounsfield units": "imaging/intensity.py",
+    "Where the lungs are": "imaging/lungs.py",
+    "Whether it is a whole chest": "imaging/chest.py",
+    "How much an input may hold": "io/files.py",
+}
+"""What the rules decide, and the module that holds them."""
+
+
+def reading() -> str:
+    """Every named tolerance of the reader, and every repair and warning."""
+    lines = [
+        "# Rules of reading",
+        "",
+        NOTE,
+        "",
+        "An input becomes a volume, with repairs and warnings, or is refused with an",
+        "[error code](error-codes.md). These are the numbers that decide.",
+    ]
+    for title, module in RULES.items():
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            f"`src/ucadi/{module}`",
+            "",
+            "| Name | Value | Meaning |",
+            "|---|---|---|",
+        ]
+        lines += [f"| `{name.strip('_')}` | {value} | {words} |" for name, value, words in constants(module)]
+    lines += ["", "## Repairs and warnings", "", "| Code | What it means |", "|---|---|"]
+    lines += [f"| `{code}` | {words} |" for code, words in REMARKS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def constants(module: str) -> Iterator[tuple[str, str, str]]:
+    """Yield name, value and docstring of a module's documented constants."""
+    body = ast.parse((ROOT / "src" / "ucadi" / module).read_text(encoding="utf-8")).body
+    for node, after in pairwise(body):
+        is_words = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+        if isinstance(node, ast.Assign) and is_words and isinstance(node.targets[0], ast.Name):
+            words = " ".join(str(after.value.value).split())
+            yield node.targets[0].id, ast.unparse(node.value), words.replace("|", "\\|")
+
+
+PAGES = {"error-codes.md": error_codes, "cli.md": commands, "reading.md": reading}
 
 
 def write_pages(folder: Path) -> None:

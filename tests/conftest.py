@@ -3,8 +3,12 @@
 
 import logging
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch: small arrays, steady times
@@ -29,6 +33,8 @@ from ucadi.federation.site import Site
 from ucadi.imaging.grid import Grid
 from ucadi.imaging.volume import Volume
 from ucadi.types import Task
+
+pytest_plugins = ["dicom_series"]
 
 # No deadline: machines differ. The same examples each time: a red test stays red until it is mended.
 settings.register_profile(
@@ -212,3 +218,38 @@ def make_ct() -> Callable[..., Volume]:
         return Volume(np.clip(np.rint(hu), -1024, 3071).astype(np.int16), grid)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def awkward_ct(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """Reads an awkward series by its name, slices of 64x64; each only once."""
+    from awkward_cases import make_cases
+
+    from ucadi.io.reader import load_ct  # here: most tests read no scan
+
+    cases = {case.name: case for case in make_cases(64)}
+
+    @cache
+    def read(name: str) -> Any:
+        folder = tmp_path_factory.mktemp("awkward")
+        cases[name].write(folder)
+        loaded = load_ct(folder / cases[name].input)
+        loaded.require()
+        return loaded
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def dicom_complaints() -> Callable[[Path], list[str]]:
+    """What dicom3tools' validator says against a file, but for our own code scheme, which it cannot know."""
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("dciodvfy (Debian package dicom3tools) is not installed")
+
+    def validate(path: Path) -> list[str]:
+        said = subprocess.run(["dciodvfy", path], capture_output=True, text=True, check=False).stderr
+        lines = [line for line in said.splitlines() if line.startswith(("Error", "Warning"))]
+        known = "Warning - Unrecognized defined term <99UCADI>"
+        return [line for line in lines if not line.startswith(known)]
+
+    return validate

@@ -62,9 +62,17 @@ CODES: dict[str, ErrorCode] = {
     "input-not-found": ErrorCode("The input does not exist.", "Check the path."),
     "input-unsupported": ErrorCode(
         "The input is in a format that ucadi does not read.",
-        "Give a DICOM folder, a zip of one, or a NIfTI file (.nii, .nii.gz).",
+        "Give a DICOM folder, a zip of one, or a NIfTI, NRRD or MetaImage file (.nii, .nii.gz, .nrrd, .mha).",
     ),
     "input-unreadable": ErrorCode("The input is damaged or cut short.", "Export the study again."),
+    "input-too-costly": ErrorCode(
+        "Reading the input takes more memory, time or files than any chest CT needs.",
+        "Give one study at a time, as the scanner or the PACS exports it.",
+    ),
+    "input-links": ErrorCode(
+        "The folder holds links that lead out of it, which are not followed.",
+        "Name the folder that holds the files themselves, or copy them.",
+    ),
     "archive-unsafe": ErrorCode(
         "The archive has too many entries, is too large, or expands too much.",
         "Send one study per archive, without archives inside.",
@@ -79,13 +87,13 @@ CODES: dict[str, ErrorCode] = {
         "The series has too few slices to be a volume.", "Export the complete series (more than 15 slices)."
     ),
     "dicom-uneven-spacing": ErrorCode(
-        "The slices are not evenly spaced.", "Export the complete series again; a slice may be missing."
+        "Too many slices are missing, or the gaps are too wide.", "Export the complete series again."
     ),
     "dicom-duplicate-slices": ErrorCode(
         "Several slices lie at the same position.", "Export one acquisition per series."
     ),
     "dicom-tilted": ErrorCode(
-        "The gantry was tilted, so the slices are sheared.", "Export a reformatted, untilted axial series."
+        "The slices lean by more than a gantry can tilt.", "Export an axial series with its true positions."
     ),
     "dicom-mixed-geometry": ErrorCode(
         "The slices differ in size, pixel spacing or orientation.", "Export one acquisition per series."
@@ -97,18 +105,47 @@ CODES: dict[str, ErrorCode] = {
     "dicom-undecodable": ErrorCode(
         "The pixel data cannot be decoded.", "Export uncompressed or losslessly compressed images."
     ),
-    "dicom-enhanced": ErrorCode(
-        "The series is an enhanced multi-frame CT, which this release does not read.",
-        "Export as classic CT images, one file per slice.",
+    "dicom-burned-in": ErrorCode(
+        "Text is burned into the images.", "Export the original images, without annotations."
+    ),
+    "dicom-many-studies": ErrorCode(
+        "The input holds several studies.", "Give one study, or name a series with --series."
+    ),
+    "series-not-found": ErrorCode(
+        "The series asked for is not in the input.", "Take one of the series that `ucadi inspect` lists."
+    ),
+    "volumes-many": ErrorCode(
+        "The input holds several volumes and no DICOM series.", "Give the file of one CT volume."
+    ),
+    "dicom-no-identity": ErrorCode(
+        "The series lacks identifiers that a DICOM result must name.",
+        "Export from the PACS with full headers, or leave out --dicom.",
+    ),
+    "dicom-not-result": ErrorCode(
+        "The DICOM file is not the kind of result that was asked for.",
+        "Give a binary segmentation, or a measurement report.",
+    ),
+    "dicom-source-needed": ErrorCode(
+        "DICOM results need DICOM images to refer to.",
+        "Give the DICOM series that the volume was made from, or leave out --dicom.",
     ),
     "nifti-no-orientation": ErrorCode(
         "The NIfTI header states no orientation, or contradicts itself.",
         "Write the file again with a valid sform or qform.",
     ),
     "nifti-not-3d": ErrorCode("The NIfTI file does not hold one 3D volume.", "Give one 3D CT volume."),
-    "nifti-too-few-slices": ErrorCode(
-        "The NIfTI file has too few slices to be a volume.", "Give the complete series (more than 15 slices)."
+    "volume-too-few-slices": ErrorCode(
+        "The file has too few slices to be a volume.", "Give the complete series (more than 15 slices)."
     ),
+    "volume-detached": ErrorCode(
+        "The header stands apart from its data, and the files that a header names are not opened.",
+        "Write header and data into one file (.nrrd, .mha).",
+    ),
+    "volume-no-orientation": ErrorCode(
+        "The file's header states no orientation, or contradicts itself.",
+        "Write the file again with spacing, directions and origin in patient space.",
+    ),
+    "volume-not-3d": ErrorCode("The file does not hold one 3D volume.", "Give one 3D CT volume."),
     "ct-not-hu": ErrorCode(
         "The values are not Hounsfield units.", "Export with rescale slope and intercept, not as a picture."
     ),
@@ -119,10 +156,68 @@ CODES: dict[str, ErrorCode] = {
     "ct-lung-volume": ErrorCode(
         "The lungs' volume is not that of a human.", "Check the voxel size that the header states."
     ),
+    # -- de-identification ----------------------------------------------------------------------------
+    "key-missing": ErrorCode("There is no key file.", "Give --new-key once, and keep the file at the site."),
+    "key-exposed": ErrorCode("Others may read the key file.", "Let only its owner read it (chmod 600)."),
+    "key-invalid": ErrorCode("The key file does not hold a key.", "Restore the key file from its backup."),
+    "output-in-input": ErrorCode(
+        "The output lies inside the input.", "Choose a folder outside of the input."
+    ),
+    "deid-burned-in": ErrorCode(
+        "Text is burned into the picture.", "Leave the image out, or export it without annotation."
+    ),
+    "deid-no-slice": ErrorCode(
+        "The picture is no CT slice; it may show text.", "Leave it out: only slices can be passed on."
+    ),
+    "deid-encoding": ErrorCode(
+        "Comments inside the compressed picture cannot be cleared.", "Export uncompressed images."
+    ),
+    "deid-pixel-bits": ErrorCode(
+        "Bits beside the pixel values are in use and may hold an overlay.",
+        "Export without burned-in overlays.",
+    ),
+    "deid-duplicate": ErrorCode(
+        "Another file has the same identifier or the same content.", "None: the first one was written."
+    ),
+    "deid-convert": ErrorCode(
+        "NRRD and MetaImage headers are not cleaned.", "Convert with `ucadi convert` first."
+    ),
+    "deid-nothing": ErrorCode(
+        "No file could be de-identified.", "Give a folder with CT series, or with NIfTI files."
+    ),
     # -- cohorts and files ----------------------------------------------------------------------------
     "cohort-invalid": ErrorCode("The cohort's study table is not valid.", "Mend the table as said."),
     "cohort-empty": ErrorCode(
         "The cohort has no study for this task.", "Add studies with the labels that the task needs."
+    ),
+    "cohort-label": ErrorCode(
+        "A study has no label, or one that is not known.",
+        "Name HEALTHY, COVID_19, OTHER_VIRAL or BACTERIAL in the table of labels.",
+    ),
+    "cohort-mask": ErrorCode(
+        "A lesion mask does not fit its image or its label.",
+        "Give one mask of zeros and ones on the image's grid.",
+    ),
+    "cohort-duplicate": ErrorCode(
+        "The same scan is in the cohort under two names.", "Keep one of the two studies."
+    ),
+    "cohort-leak": ErrorCode(
+        "A patient is in two splits, or a study names two patients.",
+        "Give all studies of a patient the same key and split.",
+    ),
+    "cohort-changed": ErrorCode(
+        "A file or a setting is not the one with which the cohort was made.",
+        "Import the study again with the same key file and shares.",
+    ),
+    "cohort-balance": ErrorCode(
+        "A split or a class has few studies or none.", "Add studies of the class, or use other shares."
+    ),
+    "archive-many-studies": ErrorCode(
+        "The archive holds several studies.", "Unpack it, or put one study into each archive."
+    ),
+    "worker-lost": ErrorCode(
+        "A worker process was stopped from outside, most likely for want of memory.",
+        "Give fewer --jobs and start again: what is done is kept.",
     ),
     "checkpoint-invalid": ErrorCode(
         "A model folder is incomplete or was changed.", "Restore the folder, or release the model again."
@@ -134,6 +229,41 @@ CODES: dict[str, ErrorCode] = {
         "Check that it exists and that you may read or write it.",
     ),
     "disk-full": ErrorCode("The disk is full or not usable.", "Free space, or choose another folder."),
+    # -- image servers --------------------------------------------------------------------------------
+    "pacs-address": ErrorCode(
+        "The address of the image server is not valid.",
+        "Write https://host/path for DICOMweb, or dicom://TITLE@host:port.",
+    ),
+    "pacs-insecure": ErrorCode(
+        "The connection to the image server is not encrypted.",
+        "Use https:// or dicoms://, or accept an open network with --insecure.",
+    ),
+    "pacs-credentials": ErrorCode(
+        "The credentials for the image server are incomplete or not usable.",
+        "Give --user with --password-file, or --token-file.",
+    ),
+    "pacs-not-authorized": ErrorCode(
+        "The image server refused access.",
+        "Check user and password or token, or have the application entity title entered at the server.",
+    ),
+    "pacs-certificate": ErrorCode(
+        "The image server did not prove who it is.", "Give the authority of its certificate with --ca."
+    ),
+    "pacs-unreachable": ErrorCode(
+        "The image server cannot be reached, or broke off.", "Check host, port and firewall, and try again."
+    ),
+    "pacs-answer": ErrorCode(
+        "The image server's answer cannot be used.", "Check the address, and the server's log."
+    ),
+    "pacs-no-match": ErrorCode(
+        "The image server has no such images.", "Look for them with `ucadi dicom query`."
+    ),
+    "pacs-incomplete": ErrorCode("The image server did not send all images.", "See the server's log."),
+    "pacs-rejected": ErrorCode("The image server did not store all images.", "See the reasons given."),
+    "pacs-foreign": ErrorCode("An image came that was not asked for.", "Check the server's set-up."),
+    "pacs-too-large": ErrorCode(
+        "More came over the network than the limits allow.", "Pull one series at a time."
+    ),
     # -- configuration --------------------------------------------------------------------------------
     "config-invalid": ErrorCode(
         "A setting is missing, unknown or out of bounds.", "Mend the setting as said."

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
+import SimpleITK
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
 from ucadi.imaging.grid import Grid
-from ucadi.imaging.resample import axis_weights, resample_linear
+from ucadi.imaging.resample import axis_weights, interpolate_linear, resample_linear
 
 sizes = st.integers(1, 12)
 spacings = st.floats(0.5, 6)
@@ -161,3 +162,63 @@ def test_grids_whose_axes_differ_are_refused(turn):
         affine[:3, 0] += (0.01, 0.0, 0.0)
     with pytest.raises(ValueError, match="same axes"):
         resample_linear(np.zeros(grid.shape, np.float32), grid, Grid((4, 4, 4), affine))
+
+
+# -- interpolate_linear: the value at each place ----------------------------------------------------------
+
+
+@given(
+    st.integers(0, 5),
+    st.tuples(sizes, sizes, sizes),
+    st.tuples(*[st.floats(0.2, 4)] * 3),
+    st.tuples(*[st.floats(-9, 9)] * 3),
+)
+def test_interpolation_is_scipys_at_any_spacing_and_shift(seed, shape, factor, shift_mm):
+    voxels = np.random.default_rng(seed).integers(-1024, 3072, shape, dtype=np.int16)
+    for grid in (upright(shape, (5.0, 0.8, 0.7), (-300.0, -10.0, 4.0)), oblique(shape)):
+        target = grid.with_spacing(tuple(s * f for s, f in zip(grid.spacing_mm, factor, strict=True)))
+        affine = target.affine_lps.copy()
+        affine[:3, 3] += shift_mm
+        target = Grid(target.shape, affine)
+        found = interpolate_linear(voxels, grid, target)
+        np.testing.assert_allclose(found, interpolated(voxels, grid, target), atol=0.01)
+
+
+def test_interpolation_is_simpleitks_within_a_hundredth_hu():
+    voxels = np.random.default_rng(0).integers(-1024, 3072, (40, 50, 60), dtype=np.int16)
+    image = SimpleITK.GetImageFromArray(voxels)
+    image.SetSpacing((0.7, 0.7, 0.8))
+    shape, spacing = (6, 43, 52), (5.0, 0.8, 0.8)
+    placed = (shape[::-1], SimpleITK.Transform(), SimpleITK.sitkLinear, (0.0, 0.0, 0.0), spacing[::-1])
+    resampled = SimpleITK.Resample(image, *placed, image.GetDirection(), 0.0, SimpleITK.sitkFloat32)
+    found = interpolate_linear(voxels, upright(voxels.shape, (0.8, 0.7, 0.7)), upright(shape, spacing))
+    np.testing.assert_allclose(found, SimpleITK.GetArrayFromImage(resampled), atol=0.01)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.int32, np.float32, np.float64, bool])
+def test_onto_its_own_grid_interpolation_changes_nothing(dtype):
+    voxels = (np.random.default_rng(0).random((4, 5, 6)) * 100).astype(dtype)
+    for grid in (upright((4, 5, 6), (5.0, 0.8, 0.7)), oblique((4, 5, 6))):
+        found = interpolate_linear(voxels, grid, grid)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, voxels, atol=1e-3)
+
+
+def test_interpolation_does_not_touch_slices_that_it_does_not_need():
+    voxels = np.zeros((25, 3, 3), np.float32)
+    voxels[[2, 3, 4, 8, 9, 14, 15, 21, 22]] = np.nan  # centers at 0, 6.25, 12.5, 18.75
+    grid = upright(voxels.shape, (0.8, 1.0, 1.0))
+    assert np.isfinite(interpolate_linear(voxels, grid, upright((4, 3, 3), (5.0, 1.0, 1.0)))).all()
+
+
+def test_to_finer_voxels_both_ways_of_resampling_agree():
+    voxels = np.random.default_rng(0).integers(-1024, 3072, (8, 9, 10), dtype=np.int16)
+    grid = upright(voxels.shape, (5.0, 0.8, 0.7))
+    target = grid.with_spacing((2.1, 0.5, 0.6))
+    found = interpolate_linear(voxels, grid, target)
+    np.testing.assert_allclose(found, resample_linear(voxels, grid, target), atol=0.05)
+
+
+def test_interpolation_to_a_grid_with_other_axes_is_refused():
+    with pytest.raises(ValueError, match="same axes"):
+        interpolate_linear(np.zeros((4, 4, 4)), upright((4, 4, 4)), oblique((4, 4, 4), (1.0, 1.0, 1.0)))

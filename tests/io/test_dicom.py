@@ -136,31 +136,42 @@ def refusal(folder) -> DataError:
     return caught.value
 
 
-def test_missing_slice_is_refused_with_its_place_and_gap(make_ct, make_series, save_series, tmp_path) -> None:
+def test_missing_slice_is_interpolated_and_marked(make_ct, make_series, save_series, tmp_path) -> None:
     images = make_series(make_ct())
     del images[10]
-    error = refusal(save_series(images, tmp_path / "s"))
-    assert error.code == "dicom-uneven-spacing"
-    assert "z = -655.0 mm" in error.detail
-    assert "10.00 mm" in error.detail
-    assert "5.00 mm" in error.detail
-    assert "1 missing" in error.detail
+    loaded = load_ct(save_series(images, tmp_path / "s"))
+    volume, _ = loaded.require()
+    assert volume.grid.is_close(make_ct().grid)
+    assert loaded.report.interpolated_slices == (10,)
+    (repair,) = loaded.report.repairs
+    assert repair.code == "slices-interpolated"
+    assert "z = -650.0 mm" in repair.text
+    kept = np.delete(np.arange(36), 10)
+    assert np.array_equal(volume.voxels[kept], make_ct().voxels[kept])
 
 
-def test_spacing_that_changes_half_way_is_refused(make_ct, make_series, save_series, tmp_path) -> None:
-    images = make_series(make_ct())
-    for k, image in enumerate(images):
-        image.ImagePositionPatient = [-180.0, -170.0, 5.0 * k + max(0, k - 18) * 2.5]
-    assert refusal(save_series(images, tmp_path / "s")).code == "dicom-uneven-spacing"
-
-
-def test_small_steps_in_one_direction_are_refused_when_they_add_up(
+def test_many_missing_slices_are_refused_with_place_and_gap(
     make_ct, make_series, save_series, tmp_path
 ) -> None:
     images = make_series(make_ct())
+    del images[10:14]
+    error = refusal(save_series(images, tmp_path / "s"))
+    assert error.code == "dicom-uneven-spacing"
+    assert "z = -655.0 mm" in error.detail
+    assert "25.00 mm" in error.detail
+    assert "5.00 mm" in error.detail
+    assert "4 slices are missing" in error.detail
+
+
+def test_spacing_that_changes_half_way_is_resampled(make_ct, make_series, save_series, tmp_path) -> None:
+    images = make_series(make_ct())
     for k, image in enumerate(images):
-        image.ImagePositionPatient = [-180.0, -170.0, 5.0 * k + max(0, k - 18) * 0.09]
-    assert refusal(save_series(images, tmp_path / "s")).code == "dicom-uneven-spacing"
+        image.ImagePositionPatient = [-180.0, -170.0, 5.0 * k + max(0, k - 18) * 2.5]
+    loaded = load_ct(save_series(images, tmp_path / "s"))
+    volume, _ = loaded.require()
+    assert volume.grid.spacing_mm[0] == pytest.approx(5.0, rel=0.02)
+    assert np.array_equal(volume.voxels[:18], make_ct().voxels[:18])
+    assert [remark.code for remark in loaded.report.repairs] == ["spacing-resampled"]
 
 
 def test_jitter_of_the_table_is_accepted(make_ct, make_series, save_series, tmp_path) -> None:
@@ -181,7 +192,9 @@ def test_duplicates_with_equal_pixels_are_dropped_and_reported(
     assert repair.text.startswith("2 slices")
 
 
-def test_different_slices_at_one_place_are_refused(make_ct, make_series, save_series, tmp_path) -> None:
+def test_different_slices_at_one_place_are_refused_when_nothing_tells_them_apart(
+    make_ct, make_series, save_series, tmp_path
+) -> None:
     images, others = make_series(make_ct()), make_series(make_ct())
     others[5].PixelData = others[6].PixelData
     error = refusal(save_series([*images, others[5]], tmp_path / "s"))
@@ -189,14 +202,74 @@ def test_different_slices_at_one_place_are_refused(make_ct, make_series, save_se
     assert "z = -675.0 mm" in error.detail
 
 
-def test_gantry_tilt_is_refused_with_its_angle(make_ct, make_series, save_series, tmp_path) -> None:
+@pytest.mark.parametrize("tag", ["AcquisitionNumber", "TemporalPositionIdentifier", "AcquisitionTime"])
+def test_acquisitions_at_the_same_places_are_split(make_ct, make_series, save_series, tmp_path, tag) -> None:
+    first = make_series(make_ct(), **{tag: "101010"})
+    second = make_series(make_ct(), **{tag: "101020"})[3:]
+    for image in second:
+        image.PixelData = bytes(a ^ 4 for a in image.PixelData[:2]) + image.PixelData[2:]
+    loaded = load_ct(save_series([*first, *second], tmp_path / "s"))
+    assert np.array_equal(loaded.require()[0].voxels, make_ct().voxels)
+    assert [(s.chosen, s.slices) for s in loaded.report.series] == [(True, 36), (False, 33)]
+    assert [warning.code for warning in loaded.report.warnings] == ["split-acquisition"]
+    assert "33 more images" in loaded.report.warnings[0].text
+
+
+def test_numbered_parts_of_one_volume_are_not_split(make_ct, make_series, save_series, tmp_path) -> None:
+    images = make_series(make_ct())
+    for k, image in enumerate(images):
+        image.AcquisitionNumber = 1 + k // 9
+    assert load_ct(save_series(images, tmp_path / "s")).report.verdict is Verdict.OK
+
+
+def test_two_kernels_in_one_series_are_told_apart(make_ct, make_series, save_series, tmp_path) -> None:
+    soft = make_series(make_ct(), ConvolutionKernel="B31f")
+    sharp = make_series(make_ct(), ConvolutionKernel="B70f")[2:]
+    loaded = load_ct(save_series([*soft, *sharp], tmp_path / "s"))
+    assert np.array_equal(loaded.require()[0].voxels, make_ct().voxels)
+    assert [(s.chosen, s.slices) for s in loaded.report.series] == [(True, 36), (False, 34)]
+
+
+def test_a_series_can_be_named_by_uid_or_key(make_ct, make_series, save_series, tmp_path) -> None:
+    for number, slices in ((2, 36), (3, 34)):
+        ct = make_ct((slices, 64, 64), (180.0 / slices, 5.5, 5.5))
+        images = make_series(ct, SeriesNumber=number, SeriesInstanceUID=f"1.2.{number}")
+        save_series(images, tmp_path / "study" / str(number))
+    best = load_ct(tmp_path / "study").report
+    assert [(s.number, s.chosen) for s in best.series] == [(2, True), (3, False)]
+    for name in ("1.2.3", best.series[1].key):
+        report = load_ct(tmp_path / "study", series=name).report
+        assert report.shape == (34, 64, 64)
+        assert [(s.number, s.chosen) for s in report.series] == [(2, False), (3, True)]
+        assert "asked for" in report.series[0].reason
+    report = load_ct(tmp_path / "study", series="1.2.4").report
+    assert report.code == "series-not-found"
+    assert best.series[0].key in report.reason
+
+
+def test_two_studies_are_refused_unless_a_series_is_named(
+    make_ct, make_series, save_series, tmp_path
+) -> None:
+    for patient in ("1", "2"):
+        images = make_series(
+            make_ct(), StudyInstanceUID=f"1.3.{patient}", SeriesInstanceUID=f"1.3.{patient}.1"
+        )
+        save_series(images, tmp_path / "box" / patient)
+    assert refusal(tmp_path / "box").code == "dicom-many-studies"
+    assert load_ct(tmp_path / "box", series="1.3.2.1").report.verdict is Verdict.OK
+
+
+def test_gantry_tilt_is_corrected_from_the_positions(make_ct, make_series, save_series, tmp_path) -> None:
     angle = np.radians(15.0)
     images = make_series(
         make_ct(), ImageOrientationPatient=[1.0, 0.0, 0.0, 0.0, float(np.cos(angle)), float(np.sin(angle))]
     )
-    error = refusal(save_series(images, tmp_path / "s"))
-    assert error.code == "dicom-tilted"
-    assert "15.0 degrees" in error.detail
+    loaded = load_ct(save_series(images, tmp_path / "s"))
+    volume, _ = loaded.require()
+    assert volume.grid.spacing_mm[0] == pytest.approx(5.0 * np.cos(angle))
+    axes = volume.grid.affine_lps[:3, :3] / np.array(volume.grid.spacing_mm)
+    assert np.allclose(axes.T @ axes, np.eye(3), atol=1e-4)
+    assert "15.0 degrees" in loaded.report.repairs[0].text
 
 
 def test_oblique_slices_without_shear_are_read(make_ct, make_series, save_series, tmp_path) -> None:
@@ -231,13 +304,13 @@ def test_localizer_in_the_series_is_dropped_with_a_reason(
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "dicom-localizer"),
         ({"Modality": "MR"}, "dicom-not-ct"),
         ({"ImageType": ["DERIVED", "SECONDARY", "MIP"]}, "dicom-not-ct"),
-        ({"BurnedInAnnotation": "YES"}, "dicom-not-ct"),
+        ({"BurnedInAnnotation": "YES"}, "dicom-burned-in"),
         ({"ImageOrientationPatient": [1.0, 0.0, 0.0, 0.0, 0.0, -1.0]}, "dicom-not-axial"),
         ({"ImagePositionPatient": None}, "dicom-no-geometry"),
         ({"PixelSpacing": None}, "dicom-no-geometry"),
         ({"ImageOrientationPatient": [1.0, 0.0, 0.0, 1.0, 0.0, 0.0]}, "dicom-no-geometry"),
-        ({"SOPClassUID": EnhancedCTImageStorage}, "dicom-enhanced"),
-        ({"NumberOfFrames": 3}, "dicom-enhanced"),
+        ({"SOPClassUID": EnhancedCTImageStorage}, "input-unreadable"),
+        ({"NumberOfFrames": 3}, "dicom-not-ct"),
         ({"RescaleSlope": 0}, "dicom-undecodable"),
         ({"PixelData": b"\0\0"}, "dicom-undecodable"),
         ({"RescaleIntercept": 0}, "ct-not-hu"),
@@ -262,17 +335,20 @@ def test_duplicates_do_not_count_as_slices(make_ct, make_series, save_series, tm
     assert refusal(save_series([*images, images[0]], tmp_path / "s")).code == "dicom-too-few-slices"
 
 
-def test_two_sizes_in_one_series_are_refused(make_ct, make_series, save_series, tmp_path) -> None:
+def test_images_of_another_size_in_the_series_are_left_out_with_a_warning(
+    make_ct, make_series, save_series, tmp_path
+) -> None:
     images = make_series(make_ct())
     small = make_series(make_ct((36, 32, 32), (5.0, 11.0, 11.0)))
-    error = refusal(save_series([*images[:20], *small[20:]], tmp_path / "s"))
-    assert error.code == "dicom-mixed-geometry"
+    loaded = load_ct(save_series([*images, *small[:5]], tmp_path / "s"))
+    assert np.array_equal(loaded.require()[0].voxels, make_ct().voxels)
+    assert [warning.code for warning in loaded.report.warnings] == ["split-acquisition"]
 
 
-def test_two_pixel_spacings_in_one_series_are_refused(make_ct, make_series, save_series, tmp_path) -> None:
+def test_a_stack_of_two_sizes_is_no_whole_chest(make_ct, make_series, save_series, tmp_path) -> None:
     images = make_series(make_ct())
-    images[7].PixelSpacing = [5.5, 5.6]
-    assert refusal(save_series(images, tmp_path / "s")).code == "dicom-mixed-geometry"
+    small = make_series(make_ct((36, 32, 32), (5.0, 11.0, 11.0)))
+    assert refusal(save_series([*images[:20], *small[20:]], tmp_path / "s")).code == "ct-incomplete-chest"
 
 
 def test_original_series_with_more_slices_is_preferred(make_ct, make_series, save_series, tmp_path) -> None:

@@ -133,7 +133,7 @@ def test_exports_that_are_not_in_hu_are_refused(make_ct, tmp_path, scale, words)
 
 def test_nifti_of_15_slices_is_refused(make_ct, tmp_path) -> None:
     write_nifti(make_ct((15, 64, 64), (11.0, 5.5, 5.5)), tmp_path / "ct.nii")
-    assert code_of(tmp_path / "ct.nii") == "nifti-too-few-slices"
+    assert code_of(tmp_path / "ct.nii") == "volume-too-few-slices"
 
 
 def test_slices_far_apart_are_warned_of(make_ct, tmp_path) -> None:

@@ -5,27 +5,30 @@ import gzip
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import pytest
 
 from ucadi.imaging.grid import Grid
 from ucadi.imaging.lungs import find_lungs
 from ucadi.imaging.volume import Volume
+from ucadi.io.files import file_of_path, files_of_folder
+from ucadi.io.headers import read_headers
+from ucadi.io.pixels import read_hu, read_stored
 from ucadi.io.reader import load_ct
 from ucadi.io.report import Verdict
 
 REFUSED = {
-    "chest-imaging-platform": "dicom-none",
-    "chest-imaging-platform/ct-64.nrrd": "input-unsupported",
+    "chest-imaging-platform": "volumes-many",
+    "chest-imaging-platform/crop_ct_2slices.nrrd": "volume-too-few-slices",
+    "chest-imaging-platform/lm-64.nrrd": "ct-not-hu",
+    "chest-imaging-platform/wholeLung-64.nrrd": "ct-not-hu",
     "covid19-ct-seg-slices": "dicom-none",
     "covid19-ct-seg-slices/coronacases_001/0000_ct.png": "input-unsupported",
     "dcmqi-enhanced-pair": "dicom-too-few-slices",
-    "dcmqi-enhanced-pair/enhanced_multiframe.dcm": "dicom-enhanced",
+    "dcmqi-enhanced-pair/enhanced_multiframe.dcm": "dicom-too-few-slices",
     "dicom-encodings": "dicom-too-few-slices",
-    "ibsi-lung-phantom-pat1": "dicom-none",
+    "ibsi-lung-phantom-pat1": "volumes-many",
     "ibsi-lung-phantom-pat1/image.nii.gz": "ct-no-chest",
     "ibsi-lung-phantom-pat1/gtv_mask.nii.gz": "ct-not-hu",
-    "innereye-small-scan": "dicom-none",
     "lidc-idri-slab": "dicom-too-few-slices",
     "localizers": "dicom-localizer",
     "lungmask-bare-slice": "dicom-too-few-slices",
@@ -45,7 +48,10 @@ def test_what_is_no_whole_chest_in_a_known_format_is_refused(real_ct, name, code
 
 def test_every_folder_of_real_scans_has_an_expected_verdict(real_ct) -> None:
     folders = {path.name for path in real_ct.iterdir() if path.is_dir()}
-    assert folders <= {name for name in REFUSED if "/" not in name} | {"lidc-idri-0314"}
+    assert folders <= {name for name in REFUSED if "/" not in name} | {
+        "lidc-idri-0314",
+        "innereye-small-scan",
+    }
 
 
 def test_whole_chest_dicom_series_is_read(real_ct) -> None:
@@ -61,7 +67,7 @@ def test_whole_chest_dicom_series_is_read(real_ct) -> None:
 
 
 def test_whole_chest_nifti_is_read_with_a_doubt_about_its_voxel_size(real_ct) -> None:
-    loaded = load_ct(real_ct / "innereye-small-scan" / "scan_small.nii.gz")
+    loaded = load_ct(real_ct / "innereye-small-scan")
     volume, _ = loaded.require()
     assert volume.grid.shape == (44, 167, 167)
     assert volume.grid.spacing_mm == pytest.approx((3.0, 1.0, 1.0), abs=1e-3)
@@ -70,9 +76,36 @@ def test_whole_chest_nifti_is_read_with_a_doubt_about_its_voxel_size(real_ct) ->
     assert "voxel size" in loaded.report.warnings[0].text
 
 
+def test_whole_chest_nrrd_is_read(real_ct) -> None:
+    loaded = load_ct(real_ct / "chest-imaging-platform" / "ct-64.nrrd")
+    volume, lungs = loaded.require()
+    assert volume.grid.shape == (79, 64, 64)
+    assert volume.grid.spacing_mm == pytest.approx((3.987, 4.172, 4.172), abs=1e-3)
+    assert 4000 < lungs.total_ml < 5500
+
+
+def test_enhanced_object_holds_the_same_slices_as_its_classic_files(real_ct) -> None:
+    folder = real_ct / "dcmqi-enhanced-pair"
+    found = []
+    for files in (files_of_folder(folder / "classic"), [file_of_path(folder / "enhanced_multiframe.dcm")]):
+        headers = sorted((h for file in files for h in read_headers(file)), key=lambda h: h.plane.height_mm)
+        slices = np.zeros((len(headers), *headers[0].size), np.int16)
+        read_hu(headers, list(slices))
+        found.append(([h.plane for h in headers], slices))
+    (planes, classic), (frames, enhanced) = found
+    assert np.array_equal(classic, enhanced)
+    assert len(classic) == 3
+    for plane, frame in zip(planes, frames, strict=True):
+        assert np.allclose(plane.position_mm, frame.position_mm)
+        assert plane.is_parallel(frame)
+        assert plane.pixel_mm == frame.pixel_mm
+
+
 def test_one_picture_in_five_encodings_gives_one_array(real_ct) -> None:
-    arrays = [pydicom.dcmread(p).pixel_array for p in (real_ct / "dicom-encodings").glob("CTImage_*.dcm")]
+    paths = sorted((real_ct / "dicom-encodings").glob("CTImage_*.dcm"))
+    arrays = [read_stored(read_headers(file_of_path(path))[0]) for path in paths]
     assert len(arrays) == 5
+    assert (arrays[0].min(), arrays[0].max()) == (-2000, 2402)
     assert all(np.array_equal(array, arrays[0]) for array in arrays)
 
 

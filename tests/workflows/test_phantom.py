@@ -10,8 +10,8 @@ import numpy as np
 import pydicom
 import pytest
 
+from ucadi.cohorts.cohort import Cohort, read_cohort
 from ucadi.errors import ConfigError, DataError
-from ucadi.io.cohort import Cohort, read_cohort
 from ucadi.phantom.acquisition import STYLES
 from ucadi.types import FindingClass, Split
 from ucadi.workflows.phantom import assign_classes, assign_splits, make_cohort, patient_seed

@@ -6,9 +6,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from ucadi.errors import CohortError
+from ucadi.cohorts.cohort import Study, write_cohort
+from ucadi.errors import CohortError, DataError
 from ucadi.imaging.presets import preset_named
-from ucadi.io.cohort import Study, write_cohort
 from ucadi.logs import log_to_file
 from ucadi.types import FindingClass, Split, Task
 from ucadi.workflows.prepare import prepare_samples, prepare_study
@@ -102,7 +102,7 @@ def test_a_prepared_study_comes_from_the_cache_without_its_image_being_read_agai
 def test_a_changed_file_is_prepared_anew(cohort, tmp_path, make_ct, file):
     before = prepare_study(cohort.root, cohort.studies[0], "compact", tmp_path / "cache")
     ct = make_ct()
-    changed = np.ones(ct.grid.shape, np.uint8) if "mask" in file else np.where(ct.voxels > 0, 90, ct.voxels)
+    changed = np.ones(ct.grid.shape, np.uint8) if "mask" in file else ct.voxels + np.int16(7)
     save(cohort.root / file, changed.astype(np.int16), ct.grid)
     after = prepare_study(cohort.root, cohort.studies[0], "compact", tmp_path / "cache")
     name = "lesion_mask" if "mask" in file else "volume_hu"
@@ -126,7 +126,53 @@ def test_an_interrupted_cache_is_completed(cohort, tmp_path):
 def test_a_mask_on_another_grid_is_refused(cohort, tmp_path, make_ct):
     ct = make_ct()
     save(cohort.root / "S1-mask.nii", np.ones(ct.grid.shape, np.uint8), ct.grid.with_spacing((5.0, 5.5, 5.4)))
-    with pytest.raises(CohortError) as caught:
+    with pytest.raises(DataError, match=r"5\.40 mm.*not the image's grid") as caught:
         prepare_study(cohort.root, cohort.studies[0], "compact", tmp_path / "cache")
-    assert caught.value.code == "cohort-invalid"
-    assert "S1-mask.nii" in caught.value.detail
+    assert caught.value.code == "cohort-mask"
+
+
+def test_an_image_that_a_reading_would_refuse_is_refused_in_training_too(cohort, tmp_path, make_ct):
+    ct = make_ct()
+    save(cohort.root / "S1.nii", ct.voxels[:20], ct.grid.crop((slice(0, 20), *map(slice, (0, 0), (64, 64)))))
+    with pytest.raises(DataError) as caught:
+        prepare_study(cohort.root, cohort.studies[0], "compact", tmp_path / "cache")
+    assert caught.value.code == "ct-incomplete-chest"
+
+
+def test_padding_counts_as_air_as_in_a_reading(cohort, tmp_path, make_ct):
+    ct = make_ct()
+    plain = prepare_study(cohort.root, cohort.studies[0], "compact", tmp_path / "cache")
+    padded = np.where(ct.voxels <= -1024, -3024, ct.voxels)
+    padded[:, 0, 0] = -3024  # a corner outside the scan circle
+    save(cohort.root / "S1.nii", padded, ct.grid)
+    again = prepare_study(cohort.root, cohort.studies[0], "compact", tmp_path / "cache")
+    np.testing.assert_array_equal(again.volume_hu, plain.volume_hu)
+
+
+def test_each_study_left_out_is_told_with_its_code(cohort, tmp_path):
+    told = []
+    prepare_samples(
+        [cohort],
+        Split.TRAIN,
+        Task.CLASSIFIER,
+        "compact",
+        tmp_path / "cache",
+        lambda ready, total: None,
+        on_left_out=lambda study, code: told.append((study.study_key, code)),
+    )
+    assert told == [("S3", "input-unsupported")]
+
+
+@pytest.mark.slow
+def test_two_processes_prepare_the_same_as_one(cohort, tmp_path):
+    def voxels(cache, jobs):
+        samples = prepare_samples(
+            [cohort], Split.TRAIN, Task.CLASSIFIER, "compact", cache, lambda ready, total: None, jobs=jobs
+        )
+        return samples.labels.tolist(), [np.array(slices) for slices in samples.slices_hu]
+
+    labels, alone = voxels(tmp_path / "one", 1)
+    others, together = voxels(tmp_path / "two", 2)
+    assert labels == others
+    for one, two in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, two)

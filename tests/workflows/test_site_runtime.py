@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from ucadi.cohorts.cohort import COHORT_FILE
 from ucadi.config import SiteSettings
 from ucadi.errors import ConfigError, UcadiError
 from ucadi.federation.messages import Call, Phase, Refusal, decode_reply, encode_call
-from ucadi.io.cohort import COHORT_FILE
 from ucadi.workflows.memory import PeakMemory
 from ucadi.workflows.site_runtime import LocalTrainer, build_site, make_site, training_seed
 

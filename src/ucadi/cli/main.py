@@ -9,10 +9,12 @@ from typing import Annotated
 import typer
 
 from ucadi import __version__
+from ucadi.cli.cohort import cohort
 from ucadi.cli.demo import demo
+from ucadi.cli.dicom import dicom
 from ucadi.cli.output import console_error
 from ucadi.cli.phantom import phantom
-from ucadi.cli.read import inspect, predict
+from ucadi.cli.read import convert, inspect, predict
 from ucadi.cli.train import simulate, train
 from ucadi.errors import CODES, ExitStatus, UcadiError
 
@@ -29,10 +31,13 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(inspect)
+app.command()(convert)
 app.command()(predict)
 app.command()(train)
 app.command()(simulate)
 app.add_typer(phantom, name="phantom")
+app.add_typer(cohort, name="cohort")
+app.add_typer(dicom, name="dicom")
 
 _INTERRUPTED = 130
 """What a shell expects after Ctrl-C."""

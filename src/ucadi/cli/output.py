@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ucadi.errors import ConfigError
 
-__all__ = ["check_free", "claim_folder", "console_error", "mark_folder", "print_json"]
+__all__ = ["check_free", "check_new_file", "claim_folder", "console_error", "mark_folder", "print_json"]
 
 
 @cache
@@ -57,6 +57,18 @@ def check_free(folder: Path, *, force: bool, inputs: Iterable[Path] = ()) -> Non
             f"{folder} was not made by ucadi, or you are in it, so --force does not empty it.",
             cure="Choose another folder.",
         )
+
+
+def check_new_file(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:
+    """Make sure that a result may be written into a file: a new one, or an old one given up.
+
+    Raises:
+        ConfigError: ``output-exists``, saying why.
+    """
+    if any(path.resolve() == source.resolve() for source in inputs):
+        raise ConfigError("output-exists", f"{path} is what this command reads.", cure="Choose another file.")
+    if path.is_dir() or (path.exists() and not force):
+        raise ConfigError("output-exists", f"{path} exists.", cure="Choose another file, or give --force.")
 
 
 def claim_folder(folder: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:

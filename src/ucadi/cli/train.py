@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ucadi.cli.output import claim_folder, console_error, print_json
+from ucadi.cli.progress import progress_bars
 from ucadi.logs import log_to_file
 
 __all__ = ["simulate", "train"]
@@ -30,10 +31,16 @@ def train(config: ConfigFile, out: Out, as_json: Json = False, force: Force = Fa
         shown = "not defined" if value is None else f"{value:.3f}"
         console_error().print(f"step {done}/{total}  validation {shown}", highlight=False)
 
-    model = train_local(settings, out, tell)
+    with progress_bars() as show:
+        model = train_local(settings, out, tell, show)
+    left_out = model.run["left_out"]
+    for code, count in left_out.items():
+        console_error().print(
+            f"studies left out: {count} x {code} (see {out / 'log.jsonl'})", highlight=False
+        )
     metrics = dict(model.cards[settings.training.task].metrics)
     if as_json:
-        print_json({"model_id": model.model_id, "metrics": metrics})
+        print_json({"model_id": model.model_id, "metrics": metrics, "left_out": left_out})
     else:
         typer.echo(
             f"Model {model.model_id} in {out}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items())

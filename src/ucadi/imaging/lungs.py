@@ -6,13 +6,16 @@ at full resolution. A trained network can take its place behind `find_lungs`.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 from scipy import ndimage
 
 from ucadi.errors import GeometryError
+from ucadi.imaging.consolidation import LEFT, RIGHT, fill_consolidation
 from ucadi.imaging.grid import Grid
+from ucadi.imaging.upright import is_upside_down
 from ucadi.imaging.volume import Volume
 
 __all__ = ["Lungs", "find_lungs", "lung_box"]
@@ -59,8 +62,6 @@ _SIDE_SHARE = 0.05
 _SIDES_APART_MM = 50.0
 """The middles of two lungs lie further apart from side to side, those of one lung's parts do not."""
 
-_RIGHT, _LEFT = 1, 2
-
 _TOUCHING = ndimage.generate_binary_structure(3, 1)
 _AROUND = ndimage.generate_binary_structure(3, 3)
 _IN_PLANE = _TOUCHING & np.array([False, True, False])[:, None, None]
@@ -68,28 +69,57 @@ _IN_PLANE = _TOUCHING & np.array([False, True, False])[:, None, None]
 
 @dataclass(frozen=True, eq=False)
 class Lungs:
-    """Both lungs of a scan.
+    """Both lungs of a scan: diseased parts, vessels and pleural fluid included, without trachea.
+
+    The three masks are True or False on the volume's grid. A voxel belongs to one lung at most; where both
+    touch, as at the front, they share a border and no voxel.
 
     Attributes:
-        mask: True in the lungs, diseased parts included as far as they can be told; on the volume's grid.
+        sides: 1 in the patient's right lung, 2 in the left one, else 0; over the box only.
+        box: Smallest box around the lungs.
         grid: The volume's grid.
-        box: Smallest box around the mask.
-        left_ml: The patient's left lung; 0 when only the right one is there.
-        right_ml: The patient's right lung; 0 when only the left one is there.
-        area_cm2: Cross-section of both lungs in each slice, from feet to head.
     """
 
-    mask: Bool[np.ndarray, "z y x"]
-    grid: Grid
+    sides: UInt8[np.ndarray, "z y x"]
     box: Box
-    left_ml: float
-    right_ml: float
-    area_cm2: Float[np.ndarray, " z"]
+    grid: Grid
+
+    @cached_property
+    def mask(self) -> Bool[np.ndarray, "z y x"]:
+        """Both lungs."""
+        return self._placed(self.sides > 0)
+
+    @property
+    def right(self) -> Bool[np.ndarray, "z y x"]:
+        """The patient's right lung; a new array."""
+        return self._placed(self.sides == RIGHT)
+
+    @property
+    def left(self) -> Bool[np.ndarray, "z y x"]:
+        """The patient's left lung; a new array."""
+        return self._placed(self.sides == LEFT)
+
+    @cached_property
+    def right_ml(self) -> float:
+        """The right lung; 0 when only the left one is there."""
+        return np.count_nonzero(self.sides == RIGHT) * self.grid.voxel_ml
+
+    @cached_property
+    def left_ml(self) -> float:
+        """The left lung; 0 when only the right one is there."""
+        return np.count_nonzero(self.sides == LEFT) * self.grid.voxel_ml
 
     @property
     def total_ml(self) -> float:
         """Both lungs."""
         return self.left_ml + self.right_ml
+
+    @cached_property
+    def area_cm2(self) -> Float[np.ndarray, " z"]:
+        """Cross-section of both lungs in each slice, from feet to head."""
+        area = np.zeros(self.grid.shape[0])
+        area[self.box[0]] = np.count_nonzero(self.sides, axis=(1, 2))
+        return area * (self.grid.spacing_mm[1] * self.grid.spacing_mm[2] / 100.0)
 
     @property
     def cut_share(self) -> tuple[float, float]:
@@ -99,6 +129,12 @@ class Lungs:
         """
         largest = float(self.area_cm2.max())
         return float(self.area_cm2[0]) / largest, float(self.area_cm2[-1]) / largest
+
+    def _placed(self, inner: Bool[np.ndarray, "z2 y2 x2"]) -> Bool[np.ndarray, "z y x"]:
+        """Return a mask of the box on the whole grid."""
+        whole = np.zeros(self.grid.shape, np.bool_)
+        whole[self.box] = inner
+        return whole
 
 
 def find_lungs(volume: Volume) -> Lungs:
@@ -113,16 +149,12 @@ def find_lungs(volume: Volume) -> Lungs:
     z, y, x = (max(1, round(_WORK_MM / spacing)) for spacing in volume.grid.spacing_mm)
     sparse = volume.voxels[z // 2 :: z, y // 2 :: y, x // 2 :: x]
     spacing_mm = np.array(volume.grid.spacing_mm) * (z, y, x)
-    air = _without_trachea(_lung_air(sparse, spacing_mm), sparse, spacing_mm)
-    filled = _fill(_tell_sides(air, spacing_mm), spacing_mm)
-    sides, box = _refine(volume.voxels, air, filled, (z, y, x))
-    mask = np.zeros(volume.grid.shape, np.bool_)
-    mask[box] = sides > 0
-    area = np.zeros(volume.grid.shape[0])
-    area[box[0]] = np.count_nonzero(mask[box], axis=(1, 2))
-    left_ml, right_ml = (np.count_nonzero(sides == side) * volume.grid.voxel_ml for side in (_LEFT, _RIGHT))
-    pixel_cm2 = volume.grid.spacing_mm[1] * volume.grid.spacing_mm[2] / 100.0
-    return Lungs(mask, volume.grid, box, left_ml, right_ml, area * pixel_cm2)
+    air, is_upright = _without_trachea(_lung_air(sparse, spacing_mm), sparse, spacing_mm)
+    sides = _tell_sides(air, spacing_mm)
+    if is_upright:  # else its place would tell liver from lung wrongly
+        sides = fill_consolidation(sides, sparse, spacing_mm)
+    refined, box = _refine(volume.voxels, air, _fill(sides, spacing_mm), (z, y, x))
+    return Lungs(refined, box, volume.grid)
 
 
 def lung_box(lungs: Lungs, margin_mm: float) -> Box:
@@ -159,8 +191,17 @@ def _lung_air(hu: Shaped[np.ndarray, "z y x"], spacing_mm: Spacing) -> Bool[np.n
 
 def _without_trachea(
     air: Bool[np.ndarray, "z y x"], hu: Shaped[np.ndarray, "z y x"], spacing_mm: Spacing
+) -> tuple[Bool[np.ndarray, "z y x"], bool]:
+    """Take out the trachea, and tell whether the lungs stand upright."""
+    upright = _without_column(air, hu, spacing_mm)
+    turned = _without_column(air[::-1], hu[::-1], spacing_mm)[::-1]
+    return (turned, False) if is_upside_down(upright & turned) else (upright, True)
+
+
+def _without_column(
+    air: Bool[np.ndarray, "z y x"], hu: Shaped[np.ndarray, "z y x"], spacing_mm: Spacing
 ) -> Bool[np.ndarray, "z y x"]:
-    """Take out the trachea: a column of plain air in the middle that ends above half of the lungs' height."""
+    """Take out a column of plain air in the middle that ends above half of the lungs' height."""
     z, y, x = _box_of(air)
     third = (x.stop - x.start) // 3
     middle = slice((z.start + z.stop) // 2, z.stop), y, slice(x.start + third, x.stop - third)
@@ -191,9 +232,9 @@ def _tell_sides(air: Bool[np.ndarray, "z y x"], spacing_mm: Spacing) -> UInt8[np
         if is_opposite.any():
             opposite_mm = middles_mm[is_opposite][np.argmax(sizes[kept][is_opposite])]
             numbers = np.zeros(count + 1, np.uint8)
-            numbers[kept] = np.where(middles_mm < (largest_mm + opposite_mm) / 2.0, _RIGHT, _LEFT)
+            numbers[kept] = np.where(middles_mm < (largest_mm + opposite_mm) / 2.0, RIGHT, LEFT)
             return _spread(numbers[cores], air)
-    lone = _RIGHT if ndimage.center_of_mass(air)[2] < air.shape[2] / 2.0 else _LEFT
+    lone = RIGHT if ndimage.center_of_mass(air)[2] < air.shape[2] / 2.0 else LEFT
     return air * np.uint8(lone)
 
 
@@ -213,7 +254,7 @@ def _fill(sides: UInt8[np.ndarray, "z y x"], spacing_mm: Spacing) -> UInt8[np.nd
     pad = 2 * half
     filled = sides.copy()
     # One side after the other, so that the gap between the lungs stays open.
-    for side, box in enumerate(ndimage.find_objects(sides, max_label=_LEFT), start=_RIGHT):
+    for side, box in enumerate(ndimage.find_objects(sides, max_label=LEFT), start=RIGHT):
         if box is None:
             continue
         closed = np.pad(sides[box] == side, pad)

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What decides about one DICOM image, read without its pixels."""
+"""What decides about a DICOM image, read without its pixels: one header for each slice or frame."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.uid import (
     CTImageStorage,
     EnhancedCTImageStorage,
@@ -14,33 +16,49 @@ from pydicom.uid import (
     MediaStorageDirectoryStorage,
 )
 
+from ucadi.io.elements import Elements, read_elements, tags_of
 from ucadi.io.files import OpenFile
+from ucadi.io.framing import framed
+from ucadi.io.pixels import PIXEL_TAGS, PixelLayout, pixel_layout
 
-__all__ = ["DICOM_MAGIC", "Header", "Plane", "read_header"]
-
-DICOM_MAGIC = (128, b"DICM")
-"""Where a DICOM file has its mark, and the mark."""
+__all__ = ["Header", "Plane", "read_headers"]
 
 _SAME_DIRECTION = 0.01  # largest difference of direction cosines within a series; their rounding is 1e-6
 _ENHANCED = {str(EnhancedCTImageStorage), str(LegacyConvertedEnhancedCTImageStorage)}
 _MAX_SERIES_NUMBER = 99_999  # longer ones hold dates or patients' numbers at some sites
-_TAGS = [
-    "BurnedInAnnotation",
-    "Columns",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
-    "ImageType",
-    "LossyImageCompression",
-    "Modality",
-    "NumberOfFrames",
-    "PixelSpacing",
-    "Rows",
-    "SOPClassUID",
-    "SamplesPerPixel",
-    "SeriesInstanceUID",
-    "SeriesNumber",
-    "SliceThickness",
-]
+_MAX_FRAMES = 10_000
+_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_WANTED = tags_of(
+    [
+        "AcquisitionNumber",
+        "AcquisitionTime",
+        "BurnedInAnnotation",
+        "Columns",
+        "ConvolutionKernel",
+        "ImageOrientationPatient",
+        "ImagePositionPatient",
+        "ImageType",
+        "LossyImageCompression",
+        "Modality",
+        "NumberOfFrames",
+        "PhotometricInterpretation",
+        "PixelPaddingRangeLimit",
+        "PixelPaddingValue",
+        "PixelSpacing",
+        "RescaleIntercept",
+        "RescaleSlope",
+        "Rows",
+        "SOPClassUID",
+        "SOPInstanceUID",
+        "SamplesPerPixel",
+        "SeriesInstanceUID",
+        "SeriesNumber",
+        "SliceThickness",
+        "StudyInstanceUID",
+        "TemporalPositionIdentifier",
+        *_GROUPS,
+    ]
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,70 +96,134 @@ class Plane:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Header:
-    """One image without its pixels.
+    """One image without its pixels: a file's only one, or a frame of a multi-frame file.
 
     Attributes:
         open: Opens the file.
-        series_uid: Stays in memory; reports carry its hash.
+        frame: Index of the frame from 0; None when the file has one image.
+        study_uid: Stays in memory, as all UIDs; reports carry hashes.
+        series_uid: Of the series.
+        instance_uid: Of the file (SOPInstanceUID).
         number: SeriesNumber, when it is short enough not to be an identifier.
         modality: Two to four letters, for example CT.
-        frames: Number of frames.
-        is_enhanced: Whether it is a multi-frame object.
+        images: Number of frames that the header stands for; 1 but for multi-frame objects that are no CT.
         image_type: Words of ImageType.
+        kernel: Reconstruction kernel; empty when not given.
+        acquisition: What may tell acquisitions of one series apart: number, temporal position, time.
         size: Rows and columns; (0, 0) for objects that are no image.
-        is_plain: One sample per pixel, and no text burned in.
+        is_plain: One gray sample per pixel.
+        is_burned: Text is burned into the pixels.
         is_lossy: Compressed with loss at some time.
         plane: None when position, orientation or pixel spacing is missing or malformed.
         thickness_mm: Nominal thickness of the slice.
+        rescale: Slope and intercept from stored values to HU.
+        padding: Stored values that mean no measurement: the value, or the ends of a range.
+        layout: How the file's pixels are stored; None when that is not one gray sample each.
     """
 
     open: OpenFile
+    frame: int | None
+    study_uid: str
     series_uid: str
+    instance_uid: str
     number: int | None
     modality: str
-    frames: int
-    is_enhanced: bool
+    images: int
     image_type: frozenset[str]
+    kernel: str
+    acquisition: tuple[str, str, str]
     size: tuple[int, int]
     is_plain: bool
+    is_burned: bool
     is_lossy: bool
     plane: Plane | None
     thickness_mm: float | None
+    rescale: tuple[float, float]
+    padding: tuple[int, ...]
+    layout: PixelLayout | None
 
 
-def read_header(open_file: OpenFile) -> Header | None:
-    """Read one file's header; None for a file that is not DICOM, and for a directory of files.
+def read_headers(open_file: OpenFile) -> list[Header]:
+    """Read one file's images; none for a file that is not DICOM, and for a directory of files.
 
     Raises:
         Exception: One of `ucadi.io.files.READ_ERRORS` when the file is damaged or names no series.
     """
-    offset, mark = DICOM_MAGIC
-    with open_file() as file:
-        if file.read(offset + len(mark))[offset:] != mark:
-            return None
-        file.seek(0)
-        dataset = dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
+    open_framed = framed(open_file)
+    if open_framed is None:
+        return []
+    with open_framed() as file:
+        elements = read_elements(file, _WANTED | PIXEL_TAGS)
+    dataset = elements.dataset
     if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
-        return None
-    number, frames = _number(dataset, "SeriesNumber"), _number(dataset, "NumberOfFrames") or 1.0
-    types = dataset.get("ImageType") or ()
+        return []
     sop_class = str(dataset.get("SOPClassUID", ""))
+    frames = int(_number(dataset, "NumberOfFrames") or 1)
+    if sop_class not in _ENHANCED:
+        return [_header(open_framed, elements, {}, None, max(1, frames))]
+    shared, each = (list(dataset.get(name) or ()) for name in _GROUPS)
+    if not 1 <= frames == len(each) <= _MAX_FRAMES:
+        raise ValueError(f"{frames} frames, but {len(each)} items describe them")
+    common = _elements_of_groups(shared[0]) if shared else {}
+    return [
+        _header(open_framed, elements, {**common, **_elements_of_groups(item)}, frame, 1)
+        for frame, item in enumerate(each)
+    ]
+
+
+def _elements_of_groups(item: Dataset) -> dict[str, Any]:
+    """Return the elements of a frame's functional groups by keyword, without their nesting."""
+    return {
+        inner.keyword: inner.value
+        for group in item
+        if group.VR == "SQ" and group.value
+        for inner in group.value[0]
+        if inner.VR != "SQ"
+    }
+
+
+def _header(
+    open_file: OpenFile, elements: Elements, of_frame: Mapping[str, Any], frame: int | None, images: int
+) -> Header:
+    """Build a header; what a frame says comes before what the file says."""
+    dataset = elements.dataset
+
+    def get(name: str) -> Any:
+        return of_frame.get(name, dataset.get(name))
+
+    types = get("FrameType") or dataset.get("ImageType") or ()
+    number = _number(dataset, "SeriesNumber")
+    slope, intercept = _as_number(get("RescaleSlope")), _as_number(get("RescaleIntercept"))
+    padding = (_as_number(dataset.get(name)) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
     return Header(
         open=open_file,
+        frame=frame,
+        study_uid=str(dataset.get("StudyInstanceUID", "")),
         series_uid=str(dataset.SeriesInstanceUID),
+        instance_uid=str(dataset.get("SOPInstanceUID", "")),
         number=int(number) if number is not None and 0 <= number <= _MAX_SERIES_NUMBER else None,
-        modality=_modality(str(dataset.get("Modality") or ""), sop_class),
-        frames=max(1, int(frames)),
-        is_enhanced=frames > 1 or sop_class in _ENHANCED,
+        modality=_modality(str(dataset.get("Modality") or ""), str(dataset.get("SOPClassUID", ""))),
+        images=images,
         image_type=frozenset([types] if isinstance(types, str) else map(str, types)),
+        kernel=str(get("ConvolutionKernel") or ""),
+        acquisition=(
+            str(get("FrameAcquisitionNumber") or get("AcquisitionNumber") or ""),
+            str(get("TemporalPositionIndex") or get("TemporalPositionIdentifier") or ""),
+            str(get("FrameAcquisitionDateTime") or get("AcquisitionTime") or ""),
+        ),
         size=(int(_number(dataset, "Rows") or 0), int(_number(dataset, "Columns") or 0)),
-        is_plain=_number(dataset, "SamplesPerPixel") in (None, 1.0)
-        and dataset.get("BurnedInAnnotation") != "YES",
+        is_plain=images == 1
+        and _number(dataset, "SamplesPerPixel") in (None, 1.0)
+        and str(dataset.get("PhotometricInterpretation", "MONOCHROME2")).startswith("MONOCHROME"),
+        is_burned=dataset.get("BurnedInAnnotation") == "YES",
         is_lossy=dataset.get("LossyImageCompression") == "01",
-        plane=_plane(dataset),
-        thickness_mm=_number(dataset, "SliceThickness"),
+        plane=_plane(*(get(n) for n in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"))),
+        thickness_mm=_as_number(get("SliceThickness")),
+        rescale=(1.0 if slope is None else slope, 0.0 if intercept is None else intercept),
+        padding=tuple(int(value) for value in padding if value is not None and abs(value) < 2**31),
+        layout=pixel_layout(elements),
     )
 
 
@@ -152,30 +234,37 @@ def _modality(stated: str, sop_class: str) -> str:
     return stated if re.fullmatch("[A-Z]{2,4}", stated) else "unknown"
 
 
-def _plane(dataset: Dataset) -> Plane | None:
+def _plane(position: Any, orientation: Any, spacing: Any) -> Plane | None:
     """Return the slice's place, None unless it is complete and the directions are at a right angle."""
-    position = _numbers(dataset, "ImagePositionPatient", 3)
-    cosines = _numbers(dataset, "ImageOrientationPatient", 6)
-    pixel_mm = _numbers(dataset, "PixelSpacing", 2)
-    if position is None or cosines is None or pixel_mm is None or pixel_mm.min() <= 0:
+    position_mm, cosines, pixel_mm = (
+        _as_numbers(position, 3),
+        _as_numbers(orientation, 6),
+        _as_numbers(spacing, 2),
+    )
+    if position_mm is None or cosines is None or pixel_mm is None or pixel_mm.min() <= 0:
         return None
     pair = cosines.reshape(2, 3)
     if not np.allclose(pair @ pair.T, np.eye(2), atol=_SAME_DIRECTION):
         return None
     row, column = pair / np.linalg.norm(pair, axis=1, keepdims=True)
-    return Plane(position, row, column, (float(pixel_mm[0]), float(pixel_mm[1])))
+    return Plane(position_mm, row, column, (float(pixel_mm[0]), float(pixel_mm[1])))
 
 
 def _number(dataset: Dataset, tag: str) -> float | None:
     """Return a tag's finite number, or None when it is missing or malformed."""
-    numbers = _numbers(dataset, tag, 1)
+    return _as_number(dataset.get(tag))
+
+
+def _as_number(value: Any) -> float | None:
+    """Return a finite number, or None."""
+    numbers = _as_numbers(value, 1)
     return None if numbers is None else float(numbers[0])
 
 
-def _numbers(dataset: Dataset, tag: str, count: int) -> Float[np.ndarray, " count"] | None:
-    """Return a tag's finite numbers, or None when they are missing, malformed or not as many."""
+def _as_numbers(value: Any, count: int) -> Float[np.ndarray, " count"] | None:
+    """Return finite numbers, or None when they are missing, malformed or not as many."""
     try:
-        numbers = np.atleast_1d(np.asarray(dataset.get(tag), dtype=np.float64))
+        numbers = np.atleast_1d(np.asarray(value, dtype=np.float64))
     except (TypeError, ValueError, OverflowError):
         return None
     return numbers if numbers.shape == (count,) and np.isfinite(numbers).all() else None

@@ -4,54 +4,42 @@
 import gzip
 import io
 import logging
-import struct
-import zlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 from nibabel.wrapstruct import WrapStructError
 
-from ucadi.errors import NiftiError
+from ucadi.errors import DataError, NiftiError
 from ucadi.imaging.grid import Grid
 from ucadi.imaging.orientation import to_canonical
 from ucadi.imaging.volume import Volume
+from ucadi.io.files import READ_ERRORS, OpenFile, opener
+from ucadi.io.streams import MAX_VOXELS, Inflated, read_numbers, skip
 
-__all__ = ["MAX_VOXELS", "is_nifti", "read_nifti", "write_nifti"]
-
-MAX_VOXELS = 2**30
-"""1024 slices of 1024x1024. A header that states more is damaged or hostile, not a chest CT."""
+__all__ = ["MAX_VOXELS", "check_affine", "is_nifti", "read_nifti", "write_nifti"]
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _XYZ_TO_ZYX = np.eye(4)[[2, 1, 0, 3]]
 _GZIP_LEVEL = 1  # several times as fast as the default level, and CT hardly gets smaller at higher ones
 _GZIP_MAGIC = b"\x1f\x8b"
 _HEADER_BYTES = 540  # of NIfTI-2, the longer one
+_HEADER_1_BYTES = 348
+_FLAG_BYTES = 4  # behind the header; they say whether extensions follow
+_BUFFER_BYTES = 2**18
 _MAX_CONFLICT_MM = 1.0  # between the places that sform and qform give a corner
 _MAX_SHEAR = 1e-3  # cosine between two axes
 _MAX_SPACING_CONFLICT = 0.01  # relative, between the affine's and the header's voxel size
-_MIN_SPACING_MM = 1e-3
-_DAMAGED = (
-    EOFError,
-    HeaderDataError,
-    HeaderTypeError,
-    ImageFileError,
-    KeyError,
-    OSError,
-    OverflowError,
-    TypeError,
-    ValueError,
-    WrapStructError,
-    struct.error,
-    zlib.error,
-)
-"""What nibabel and gzip raise on damaged files; caught around their calls only."""
+_MIN_SPACING_MM, _MAX_SPACING_MM = 1e-3, 1e3
+_DAMAGED = (*READ_ERRORS, HeaderDataError, HeaderTypeError, ImageFileError, WrapStructError)
+"""What nibabel and what opens a file raise on damaged ones; caught around their calls only."""
 
 
 def write_nifti(volume: Volume, path: Path) -> None:
@@ -65,55 +53,88 @@ def write_nifti(volume: Volume, path: Path) -> None:
     path.write_bytes(gzip.compress(data, _GZIP_LEVEL, mtime=0) if path.suffix == ".gz" else data)
 
 
-def is_nifti(path: Path) -> bool:
+def is_nifti(source: Path | OpenFile) -> bool:
     """Tell by its first bytes whether a file is one NIfTI volume, plain or compressed."""
     try:
-        with _open(path) as file:
-            head = file.read(_HEADER_BYTES)
-    except (OSError, EOFError, zlib.error):
+        with opener(source)() as file:
+            return _version(_expanded(file).read(_HEADER_BYTES)) > 0
+    except _DAMAGED:
         return False
-    return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
 
 
-def read_nifti(path: Path) -> Volume:
+def read_nifti(source: Path | OpenFile) -> Volume:
     """Read one 3D volume in canonical axes: int16 when its numbers are whole and fit, else float32.
 
     Args:
-        path: A CT in HU or a mask, NIfTI-1 or NIfTI-2 in one file, plain or compressed, whatever its name.
+        source: A CT in HU or a mask, NIfTI-1 or NIfTI-2 in one file, plain or compressed, whatever its name.
 
     Raises:
         NiftiError: If the file is damaged or too large, does not hold one 3D volume of numbers, states no or
-            contradicting orientation, or holds NaN or infinite values. The message names no file.
+            contradicting orientation. The message names no file.
+        DataError: If it holds NaN or infinite values, or more data than its header states.
     """
     with _quiet_nibabel():
         try:
-            with _open(path) as file:
-                image = _image_type(file).from_stream(file)
-                shape = _shape_3d(image.header)
-                affine_lps = _LPS_TO_RAS @ _affine_ras(image.header) @ _XYZ_TO_ZYX
-                voxels = _read_values(image.dataobj).reshape(shape, order="F")
+            with opener(source)() as raw:
+                file = _expanded(raw)
+                header = _read_header(file)
+                shape = _shape_3d(header)
+                affine_lps = _LPS_TO_RAS @ _affine_ras(header) @ _XYZ_TO_ZYX
+                slope, intercept = header.get_slope_inter()
+                scaling = (1.0, 0.0) if slope is None else (float(slope), float(intercept))
+                voxels = read_numbers(file, header.get_data_dtype(), math.prod(shape), *scaling)
         except _DAMAGED as error:
             raise NiftiError(
                 "input-unreadable", f"The NIfTI file is damaged or cut short ({type(error).__name__})."
             ) from error
     x, y, z = shape
-    return to_canonical(Volume(voxels.transpose(2, 1, 0), Grid((z, y, x), affine_lps)))
+    return to_canonical(Volume(voxels.reshape(z, y, x), Grid((z, y, x), affine_lps)))
 
 
-def _open(path: Path) -> io.BufferedReader | gzip.GzipFile:
-    """Open a plain or compressed file by its content, not by its name."""
-    file = path.open("rb")
-    if file.peek(len(_GZIP_MAGIC))[: len(_GZIP_MAGIC)] != _GZIP_MAGIC:
-        return file
-    file.close()
-    return gzip.open(path)
+def check_affine(affine: Float[np.ndarray, "4 4"], code: str) -> None:
+    """Make sure that an affine's axes have a length and stand at right angles.
+
+    Raises:
+        DataError: With the given code.
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or spacing.min() < _MIN_SPACING_MM or spacing.max() > _MAX_SPACING_MM:
+        raise DataError(code, "The header's affine is singular, not finite or out of all proportion.")
+    directions = affine[:3, :3] / spacing
+    if np.abs(directions.T @ directions - np.eye(3)).max() > _MAX_SHEAR:
+        raise DataError(code, "The volume's axes are not at right angles (sheared).")
 
 
-def _image_type(file: io.BufferedReader | gzip.GzipFile) -> type[nib.Nifti1Image]:
-    """Return the class that reads the file's version."""
-    head = file.read(_HEADER_BYTES)
+def _expanded(file: BinaryIO) -> BinaryIO:
+    """Return a file's content, expanded when its first bytes say gzip, not when its name does."""
+    head = file.read(len(_GZIP_MAGIC))
     file.seek(0)
-    return nib.Nifti2Image if head[4:8] == b"n+2\0" else nib.Nifti1Image
+    if head != _GZIP_MAGIC:
+        return file
+    return io.BufferedReader(Inflated(file), _BUFFER_BYTES)
+
+
+def _version(head: bytes) -> int:
+    """Return the version of the NIfTI format, 0 for another format."""
+    return 1 if head[344:348] == b"n+1\0" else 2 if head[4:8] == b"n+2\0" else 0
+
+
+def _read_header(file: BinaryIO) -> nib.Nifti1Header:
+    """Read the header and go on to where the numbers begin."""
+    head = file.read(_HEADER_1_BYTES)
+    version = _version(head)
+    if version == 0:
+        raise ValueError("not one NIfTI volume in a file")
+    if version == 2:
+        head += file.read(_HEADER_BYTES - _HEADER_1_BYTES)
+    # From the bare bytes: extensions behind the header are passed over, never parsed.
+    kind = nib.Nifti2Header if version == 2 else nib.Nifti1Header
+    header = kind(head)  # type: ignore[no-untyped-call]  # nibabel is untyped
+    offset = int(header.get_data_offset())
+    if offset < len(head) + _FLAG_BYTES:
+        raise ValueError("the data begin inside the header")
+    skip(file, offset - len(head))
+    return header
 
 
 @contextmanager
@@ -141,12 +162,8 @@ def _affine_ras(header: nib.Nifti1Header) -> Float[np.ndarray, "4 4"]:
     affine = sform if sform is not None else qform
     if affine is None:
         raise NiftiError("nifti-no-orientation", "The header has neither a valid sform nor a valid qform.")
+    check_affine(affine, "nifti-no-orientation")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or spacing.min() < _MIN_SPACING_MM:
-        raise NiftiError("nifti-no-orientation", "The header's affine is singular or not finite.")
-    directions = affine[:3, :3] / spacing
-    if np.abs(directions.T @ directions - np.eye(3)).max() > _MAX_SHEAR:
-        raise NiftiError("nifti-no-orientation", "The volume's axes are not at right angles (sheared).")
     stated = np.array(header.get_zooms()[:3], dtype=np.float64)
     if not np.allclose(spacing, stated, rtol=_MAX_SPACING_CONFLICT):
         raise NiftiError(
@@ -172,24 +189,8 @@ def _shape_3d(header: nib.Nifti1Header) -> tuple[int, int, int]:
         shape.pop()
     if len(shape) != 3 or min(shape) < 1:
         raise NiftiError("nifti-not-3d", f"The file's array has {len(shape)} dimensions: {shape}.")
-    if int(np.prod(shape, dtype=np.int64)) > MAX_VOXELS:
+    if math.prod(shape) > MAX_VOXELS:
         raise NiftiError("nifti-not-3d", f"A volume of {shape} voxels is larger than any chest CT.")
     if header.get_data_dtype().fields is not None or header.get_data_dtype().kind not in "iuf":
         raise NiftiError("ct-not-hu", "The file holds colors or complex numbers.")
     return shape[0], shape[1], shape[2]
-
-
-def _read_values(data: Any) -> Shaped[np.ndarray, "..."]:
-    """Return what nibabel's array proxy holds, scaled: int16 when stored as whole numbers, else float32."""
-    is_scaled = (data.slope, data.inter) != (1.0, 0.0)
-    # Asked for float32: without a type the proxy scales in float64.
-    values = np.asarray(data, dtype=np.float32) if is_scaled else data.get_unscaled()
-    if values.dtype.kind in "iu":
-        bounds = np.iinfo(np.int16)
-        if values.dtype == np.int16 or (values.min() >= bounds.min and values.max() <= bounds.max):
-            return np.asarray(values, dtype=np.int16)
-    values = np.asarray(values, dtype=np.float32)
-    broken = values.size - np.count_nonzero(np.isfinite(values))
-    if broken:
-        raise NiftiError("ct-not-hu", f"{broken} of {values.size} values are NaN or infinite.")
-    return values

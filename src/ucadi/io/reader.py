@@ -1,33 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any input to a chest CT with a verdict: DICOM folder, file or zip, or NIfTI, told apart by content."""
+"""Any input to a chest CT with a verdict: DICOM folder, file, index or zip, NIfTI, NRRD or MetaImage."""
 
 import warnings
-import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ucadi.errors import DataError, DicomError, NiftiError
+from ucadi.errors import DataError, DicomError
 from ucadi.imaging.chest import check_lungs
 from ucadi.imaging.intensity import check_hu
 from ucadi.imaging.lungs import Lungs, find_lungs
 from ucadi.imaging.remarks import Remark
 from ucadi.imaging.volume import Volume
-from ucadi.io.dicom import LOWEST_HU, padding_repair, read_series
-from ucadi.io.files import READ_ERRORS, OpenFile, file_of_path, files_of_folder, files_of_zip
-from ucadi.io.headers import DICOM_MAGIC
+from ucadi.io.dicom import padding_repair, read_series
+from ucadi.io.dicomdir import files_of_dicomdir
+from ucadi.io.files import (
+    READ_ERRORS,
+    OpenFile,
+    file_of_path,
+    files_of_folder,
+    open_zip,
+)
+from ucadi.io.framing import is_dicom
+from ucadi.io.itk_formats import is_metaimage, is_nrrd, read_metaimage, read_nrrd
 from ucadi.io.nifti import is_nifti, read_nifti
+from ucadi.io.pixels import LOWEST_HU
 from ucadi.io.report import LoaderReport, SeriesReport, Verdict
 from ucadi.io.series import MIN_SLICES, read_study
+from ucadi.io.source import SourceSeries
 from ucadi.types import PathLikeStr, Triple
 
 __all__ = ["LoadedCt", "load_ct"]
 
 _THICK_MM = 5.5  # lesions smaller than the distance of slices may lie between them
-_HEAD_BYTES = DICOM_MAGIC[0] + len(DICOM_MAGIC[1])
+_HEAD_BYTES = 512
 _MAX_KINDS = 1000  # files whose format is named when none is DICOM
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 _FOREIGN = (
@@ -35,8 +44,6 @@ _FOREIGN = (
     (b"\xff\xd8\xff", "a JPEG picture"),
     (b"II*\x00", "a TIFF picture"),
     (b"MM\x00*", "a TIFF picture"),
-    (b"NRRD", "an NRRD volume"),
-    (b"ObjectType", "a MetaImage header"),
     (b"%PDF", "a PDF document"),
     (b"\x89HDF", "an HDF5 file"),
     (b"\x93NUMPY", "a NumPy array"),
@@ -56,11 +63,14 @@ class LoadedCt:
         volume: int16 or float32 HU in canonical axes; None when refused.
         lungs: Both lungs on the volume's grid; None when refused.
         report: What was decided, and why.
+        source: The DICOM images that went into the volume; None for other formats and when refused. It names
+            the patient.
     """
 
     volume: Volume | None
     lungs: Lungs | None
     report: LoaderReport
+    source: SourceSeries | None = None
 
     def require(self) -> tuple[Volume, Lungs]:
         """Return volume and lungs.
@@ -82,6 +92,9 @@ class _Findings:
     series: tuple[SeriesReport, ...] = ()
     repairs: list[Remark] = field(default_factory=list)
     warnings: list[Remark] = field(default_factory=list)
+    interpolated: tuple[int, ...] = ()
+    lungs: Lungs | None = None
+    source: SourceSeries | None = None
 
     def report(self, error: DataError | None) -> LoaderReport:
         """Return the report: refused when there is an error."""
@@ -95,35 +108,38 @@ class _Findings:
             spacing_mm=self.spacing_mm,
             repairs=tuple(self.repairs),
             warnings=tuple(self.warnings),
+            interpolated_slices=self.interpolated,
+            lungs_ml=(float(self.lungs.right_ml), float(self.lungs.left_ml)) if self.lungs else None,
             series=self.series,
         )
 
 
-def load_ct(path: PathLikeStr) -> LoadedCt:
-    """Read a chest CT from a DICOM folder, file or zip, or from a NIfTI file.
+def load_ct(path: PathLikeStr, *, series: str = "") -> LoadedCt:
+    """Read a chest CT from a DICOM folder, file, index (DICOMDIR) or zip, or a NIfTI, NRRD or MetaImage file.
 
     Bad data never raise: the report then says what is wrong and how to mend it, in words that hold no path,
     name, date or identifier.
 
     Args:
         path: What the user named; its content decides, not its ending.
+        series: SeriesInstanceUID, or key in a loader report, of the DICOM series to read; empty for the best.
     """
     findings = _Findings()
     try:
         with warnings.catch_warnings():
             # pydicom and zipfile warn of odd values in headers; what matters is checked here.
             warnings.simplefilter("ignore")
-            volume = _read(Path(path), findings)
+            volume = _read(Path(path), series, findings)
         findings.shape, findings.spacing_mm = volume.grid.shape, volume.grid.spacing_mm
-        lungs = _judge(volume, findings)
+        findings.lungs = _judge(volume, findings)
     except DataError as error:
         return LoadedCt(None, None, findings.report(error))
-    return LoadedCt(volume, lungs, findings.report(None))
+    return LoadedCt(volume, findings.lungs, findings.report(None), findings.source)
 
 
 def _judge(volume: Volume, findings: _Findings) -> Lungs:
     """Return the lungs of a volume that shows a whole chest in HU, or refuse it."""
-    check_hu(volume.voxels)
+    findings.warnings.extend(check_hu(volume.voxels) or ())
     lungs = find_lungs(volume)
     findings.warnings.extend(check_lungs(lungs))
     spacing_z = volume.grid.spacing_mm[0]
@@ -133,48 +149,53 @@ def _judge(volume: Volume, findings: _Findings) -> Lungs:
     return lungs
 
 
-def _read(path: Path, findings: _Findings) -> Volume:
+def _read(path: Path, series: str, findings: _Findings) -> Volume:
     """Read a volume from whatever the path holds."""
     if path.is_dir():
-        return _read_dicom(files_of_folder(path), findings)
+        return _read_files(files_of_folder(path), series, findings)
     if not path.exists():
         raise DataError("input-not-found", "There is no file or folder at the given path.")
-    head = _head(file_of_path(path))
+    file = file_of_path(path)
+    head = _head(file)
     if head.startswith(_ZIP_MAGIC):
-        return _read_zip(path, findings)
-    if head[DICOM_MAGIC[0] :] == DICOM_MAGIC[1]:
-        return _read_dicom([file_of_path(path)], findings)
-    if is_nifti(path):
-        return _read_nifti(path, findings)
-    raise DataError("input-unsupported", f"The file is {_kind(head)} and holds neither DICOM nor NIfTI.")
+        with open_zip(path) as files:
+            return _read_files(files, series, findings)
+    if is_dicom(head):
+        return _read_files(files_of_dicomdir(path) or [file], series, findings)
+    return _read_volume(file, findings)
 
 
-def _read_zip(path: Path, findings: _Findings) -> Volume:
-    """Read a DICOM study from a zip archive."""
-    try:
-        archive = zipfile.ZipFile(path)
-    except READ_ERRORS as error:
-        raise DataError("input-unreadable", "The zip archive is damaged or cut short.") from error
-    with archive:
-        return _read_dicom(files_of_zip(archive), findings)
-
-
-def _read_dicom(files: Sequence[OpenFile], findings: _Findings) -> Volume:
-    """Choose a series and read it."""
+def _read_files(files: Sequence[OpenFile], series: str, findings: _Findings) -> Volume:
+    """Choose a series and read it; without any DICOM image, read the only other volume."""
     study = read_study(files)
     if not study.series and not study.damaged:
+        volumes = [file for file in files[:_MAX_KINDS] if _volume_reader(file)]
+        if len(volumes) > 1:
+            raise DataError("volumes-many", f"There are {len(volumes)} volumes and no DICOM image.")
+        if volumes:
+            return _read_volume(volumes[0], findings)
         raise _no_dicom(files)
-    findings.series = study.reports()
+    findings.series = study.reports(None)
     if study.damaged:
         text = f"{study.damaged} damaged DICOM files were left out."
         findings.warnings.append(Remark("damaged-files", text))
-    chosen = study.choose()
+    chosen = study.choose(series)
+    findings.series = study.reports(chosen)
     findings.warnings.extend(
-        Remark("many-series", f"{tie.name} is as good as the chosen series.") for tie in study.ties()
+        Remark("many-series", f"{rival.name} is as good as the chosen series.")
+        for rival in study.rivals(chosen)
+        if not series
     )
+    if siblings := study.siblings(chosen):
+        text = (
+            f"{chosen.name} holds {siblings} more images of another acquisition, kernel, size or direction; "
+            "they were left out."
+        )
+        findings.warnings.append(Remark("split-acquisition", text))
     read = read_series(chosen)
     findings.repairs.extend(read.repairs)
     findings.warnings.extend(read.warnings)
+    findings.interpolated, findings.source = read.interpolated, read.source
     return read.volume
 
 
@@ -187,20 +208,35 @@ def _no_dicom(files: Sequence[OpenFile]) -> DicomError:
     return DicomError(
         "dicom-none",
         f"None of the {len(files)} files is a DICOM image (there is {listed}).",
-        cure="Point to the folder that holds the series, or to the NIfTI file itself.",
+        cure="Point to the folder that holds the series, or to the file of one volume.",
     )
 
 
-def _read_nifti(path: Path, findings: _Findings) -> Volume:
-    """Read a NIfTI file; padding is set as in DICOM."""
-    volume = read_nifti(path)
+def _volume_reader(file: OpenFile) -> tuple[str, Callable[[OpenFile], Volume]] | None:
+    """Return the name and the reader of a file's format when it holds one volume in one file."""
+    head = _head(file)
+    if is_nrrd(head):
+        return "nrrd", read_nrrd
+    if is_metaimage(head):
+        return "metaimage", read_metaimage
+    return ("nifti", read_nifti) if is_nifti(file) else None
+
+
+def _read_volume(file: OpenFile, findings: _Findings) -> Volume:
+    """Read a file that holds one volume; padding is set as in DICOM."""
+    reader = _volume_reader(file)
+    if reader is None:
+        kind = _kind(_head(file))
+        raise DataError("input-unsupported", f"The file is {kind} and holds no CT that ucadi reads.")
+    name, read = reader
+    volume = read(file)
     shape, spacing_mm = volume.grid.shape, volume.grid.spacing_mm
     findings.series = (
-        SeriesReport("nifti", None, "CT", shape[0], shape, spacing_mm, True, "the file's only volume"),
+        SeriesReport(name, None, "CT", shape[0], shape, spacing_mm, True, "the file's only volume"),
     )
     if shape[0] < MIN_SLICES:
-        raise NiftiError(
-            "nifti-too-few-slices", f"The volume has {shape[0]} slices; {MIN_SLICES} or more are needed."
+        raise DataError(
+            "volume-too-few-slices", f"The volume has {shape[0]} slices; {MIN_SLICES} or more are needed."
         )
     padding = int(np.count_nonzero(volume.voxels < LOWEST_HU))
     if padding:

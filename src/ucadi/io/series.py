@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ucadi.errors import DicomError
+from ucadi.errors import DicomError, GeometryError
+from ucadi.imaging.stack import Stack, plan_stack
+from ucadi.io.acquisitions import Acquisition, split_acquisitions
 from ucadi.io.files import READ_ERRORS, OpenFile
-from ucadi.io.headers import Header, Plane, read_header
+from ucadi.io.headers import Header, Plane, read_headers
 from ucadi.io.report import SeriesReport
 
 __all__ = ["MIN_SLICES", "Series", "Study", "read_study"]
@@ -20,29 +22,39 @@ MIN_SLICES = 16
 _FEW_SLICES = 20
 _CHEST_MM = 150.0
 _AXIAL = 0.8  # cosine between slice normal and body axis; a gantry tilts by up to 30 degrees
+_SAME_STEP_MM = 0.05  # series whose slices' distances differ by less are equally thin
 _PLANES = ("sagittal", "coronal", "axial")
 _SCOUT_TYPES = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
 _NO_SLICE_TYPES = {"DOSE_INFO", "MIP", "MINIP", "MNIP", "PROJECTION IMAGE", "SCREEN SAVE", "VOLUME RENDERING"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Series:
-    """Images of one SeriesInstanceUID with the same size and orientation.
+    """Images of one SeriesInstanceUID that belong together: one size, direction, kernel and acquisition.
 
     Attributes:
-        headers: In the order of the files.
+        headers: Without copies; in the order of their places when the series is a candidate.
+        copies: Images left out because another one with equal pixels is there.
+        stack: How the slices become a volume; None when the series cannot be read.
         fault: Code of the error that keeps the series from being read; empty for a candidate.
         reason: The fault in words.
     """
 
     headers: tuple[Header, ...]
+    copies: int
+    stack: Stack | None
     fault: str
     reason: str
 
     @property
+    def uid(self) -> str:
+        """SeriesInstanceUID; stays in memory."""
+        return self.headers[0].series_uid
+
+    @property
     def key(self) -> str:
-        """Pseudonym: the same series has the same key on every machine."""
-        return hashlib.sha256(self.headers[0].series_uid.encode()).hexdigest()[:8]
+        """Pseudonym: the same images have the same key on every machine."""
+        return hashlib.sha256(self.uid.encode()).hexdigest()[:8]
 
     @property
     def name(self) -> str:
@@ -53,38 +65,48 @@ class Series:
     @property
     def slices(self) -> int:
         """Number of images; frames for multi-frame files."""
-        return sum(header.frames for header in self.headers)
-
-    @property
-    def planes(self) -> list[Plane]:
-        """Where the images lie, in the order of the headers; without those that do not say."""
-        return [header.plane for header in self.headers if header.plane is not None]
+        return sum(header.images for header in self.headers)
 
     @property
     def coverage_mm(self) -> float:
         """Distance between the outermost slices."""
-        heights = [plane.height_mm for plane in self.planes]
+        heights = [header.plane.height_mm for header in self.headers if header.plane is not None]
         return max(heights) - min(heights) if heights else 0.0
 
     @property
-    def rank(self) -> tuple[bool, bool, bool, int]:
-        """Larger is better: original, a full stack, a chest's height, many slices."""
-        is_original = "ORIGINAL" in self.headers[0].image_type
-        return is_original, self.slices >= _FEW_SLICES, self.coverage_mm >= _CHEST_MM, self.slices
+    def rank(self) -> tuple[bool, bool, bool, bool, int, int]:
+        """Larger is better; what each place means is in `_CRITERIA`."""
+        step_mm = self.stack.grid.spacing_mm[0] if self.stack else np.inf
+        return (
+            "ORIGINAL" in self.headers[0].image_type,
+            self.slices >= _FEW_SLICES,
+            self.coverage_mm >= _CHEST_MM,
+            self.stack is not None and not self.stack.repairs,
+            -round(step_mm / _SAME_STEP_MM) if self.stack else 0,
+            self.slices,
+        )
 
     def report(self, *, is_chosen: bool, reason: str) -> SeriesReport:
         """Return what the loader report says about the series."""
         first = self.headers[0]
-        shape = spacing = None
-        if not self.fault:
-            step_mm = self.coverage_mm / (self.slices - 1)
-            shape, spacing = (self.slices, *first.size), (step_mm, *self.planes[0].pixel_mm)
+        shape, spacing = (self.stack.grid.shape, self.stack.grid.spacing_mm) if self.stack else (None, None)
         return SeriesReport(
             self.key, first.number, first.modality, self.slices, shape, spacing, is_chosen, reason
         )
 
 
-@dataclass(frozen=True)
+_CRITERIA = (
+    "derived images; the chosen series is original",
+    "few slices",
+    "covers less than a chest",
+    "needs repair; the chosen series does not",
+    "thicker slices than the chosen series",
+    "fewer slices than the chosen series",
+)
+"""What a candidate lacks, in the order of `Series.rank`."""
+
+
+@dataclass(frozen=True, eq=False)
 class Study:
     """All series of an input, the best first.
 
@@ -98,37 +120,55 @@ class Study:
     damaged: int
     files: int
 
-    def reports(self) -> tuple[SeriesReport, ...]:
+    def reports(self, chosen: Series | None) -> tuple[SeriesReport, ...]:
         """Return every series with what was decided and why."""
-        best = self.series[0] if self.series and not self.series[0].fault else None
         return tuple(
-            series.report(is_chosen=series is best, reason=_reason(series, best)) for series in self.series
+            series.report(is_chosen=series is chosen, reason=_reason(series, chosen))
+            for series in self.series
         )
 
-    def ties(self) -> tuple[Series, ...]:
-        """Return the candidates that are as good as the best one."""
-        return tuple(s for s in self.series[1:] if not s.fault and s.rank == self.series[0].rank)
+    def candidates(self) -> tuple[Series, ...]:
+        """Return the series that can be read."""
+        return tuple(series for series in self.series if not series.fault)
 
-    def choose(self) -> Series:
+    def rivals(self, chosen: Series) -> tuple[Series, ...]:
+        """Return the other candidates that are as good as the chosen one."""
+        return tuple(s for s in self.candidates() if s is not chosen and s.rank == chosen.rank)
+
+    def siblings(self, chosen: Series) -> int:
+        """Return how many other axial images share the chosen one's SeriesInstanceUID."""
+        ours = [s for s in self.series if s is not chosen and s.uid == chosen.uid]
+        return sum(s.slices for s in ours if not s.fault or s.fault in _WOULD_DO)
+
+    def choose(self, wanted: str = "") -> Series:
         """Return the best candidate.
 
+        Args:
+            wanted: SeriesInstanceUID or key of the series to take; empty for the best one.
+
         Raises:
-            DicomError: If there is none, with the fault of the series that came nearest.
+            DicomError: If there is none, with the fault of the series that came nearest; if the wanted one is
+                not there; or if several studies have candidates and none is named.
         """
         if not self.series:
             if self.damaged:
                 raise DicomError("input-unreadable", f"All {self.damaged} DICOM files are damaged.")
             raise DicomError("dicom-none", f"None of the {self.files} files is a DICOM image.")
-        best = self.series[0]
+        named = [s for s in self.series if not wanted or wanted in (s.uid, s.key)]
+        if not named:
+            keys = ", ".join(dict.fromkeys(s.key for s in self.series))
+            raise DicomError("series-not-found", f"There is no such series; the keys are {keys}.")
+        best = named[0]
         if best.fault:
             raise DicomError(best.fault, f"{best.name}: {best.reason}.")
-        others = [s for s in self.series[1:] if s.headers[0].series_uid == best.headers[0].series_uid]
-        if any(not s.fault or s.fault == "dicom-too-few-slices" for s in others):
-            raise DicomError(
-                "dicom-mixed-geometry",
-                f"{best.name} holds axial images of {1 + len(others)} sizes or orientations.",
-            )
+        studies = {s.headers[0].study_uid for s in self.candidates()}
+        if not wanted and len(studies) > 1:
+            raise DicomError("dicom-many-studies", f"The input holds chest series of {len(studies)} studies.")
         return best
+
+
+_WOULD_DO = {"dicom-too-few-slices", "dicom-uneven-spacing", "dicom-duplicate-slices"}
+"""Faults of images that could have belonged to a volume."""
 
 
 def read_study(files: Sequence[OpenFile]) -> Study:
@@ -137,24 +177,23 @@ def read_study(files: Sequence[OpenFile]) -> Study:
     damaged = 0
     for open_file in files:
         try:
-            header = read_header(open_file)
+            headers.extend(read_headers(open_file))
         except READ_ERRORS:
             damaged += 1
-            continue
-        if header is not None:
-            headers.append(header)
-    series = [_judge(group) for group in _group(headers)]
+    series = [one for group in _group(headers) for one in _judge(group)]
     series.sort(key=lambda s: (s.headers[0].number or 0, s.key))  # decides between equals
     series.sort(key=lambda s: (not s.fault, s.headers[0].modality == "CT", *s.rank), reverse=True)
     return Study(tuple(series), damaged, len(files))
 
 
 def _group(headers: Iterable[Header]) -> list[list[Header]]:
-    """Tell images apart by series, kind, size and direction."""
+    """Tell images apart by series, kind, kernel, size, pixel spacing and direction."""
     groups: dict[Hashable, list[list[Header]]] = {}
     for header in headers:
-        kind = header.image_type & (_SCOUT_TYPES | _NO_SLICE_TYPES), header.is_plain, header.is_enhanced
-        alike = groups.setdefault((header.series_uid, header.modality, header.size, kind), [])
+        kind = header.image_type & (_SCOUT_TYPES | _NO_SLICE_TYPES), header.is_plain, header.is_burned
+        spacing = None if header.plane is None else tuple(round(mm, 3) for mm in header.plane.pixel_mm)
+        told_by = header.study_uid, header.series_uid, header.modality, header.size, spacing, header.kernel
+        alike = groups.setdefault((*told_by, kind), [])
         group = next((g for g in alike if _is_same_direction(g[0].plane, header.plane)), None)
         if group is None:
             alike.append([header])
@@ -170,51 +209,63 @@ def _is_same_direction(one: Plane | None, other: Plane | None) -> bool:
     return one.is_parallel(other)
 
 
-def _judge(headers: Sequence[Header]) -> Series:
-    """Tell whether images can be the axial CT series, and if not, why."""
+def _judge(headers: Sequence[Header]) -> list[Series]:
+    """Tell whether images can be the axial CT series, and if not, why; one for each acquisition."""
     fault, reason = _fault(headers)
-    return Series(tuple(headers), fault, reason)
+    if fault:
+        return [Series(tuple(headers), 0, None, fault, reason)]
+    return [_stacked(acquisition) for acquisition in split_acquisitions(headers)]
+
+
+def _stacked(acquisition: Acquisition) -> Series:
+    """Tell whether the slices of an acquisition form a volume."""
+    headers, copies = acquisition.headers, acquisition.copies
+    if len(headers) < MIN_SLICES:
+        count = f"{len(headers)} slice{'s' * (len(headers) != 1)}"
+        return Series(
+            headers, copies, None, "dicom-too-few-slices", f"{count}, {MIN_SLICES} or more are needed"
+        )
+    if acquisition.clash_mm is not None:
+        reason = f"several slices with different pixels lie at z = {acquisition.clash_mm:.1f} mm"
+        return Series(headers, copies, None, "dicom-duplicate-slices", reason)
+    planes = [header.plane for header in headers if header.plane is not None]
+    positions = np.array([plane.position_mm for plane in planes])
+    first = planes[0]
+    try:
+        stack = plan_stack(positions, first.row, first.column, first.pixel_mm, headers[0].size)
+    except GeometryError as error:
+        return Series(headers, copies, None, error.code, error.detail.rstrip("."))
+    return Series(headers, copies, stack, "", "")
 
 
 def _fault(headers: Sequence[Header]) -> tuple[str, str]:
-    """Return the code and the words of the first fault, empty for none."""
+    """Return the code and the words of the first fault that a header tells, empty for none."""
     first = headers[0]
     if first.modality != "CT":
         return "dicom-not-ct", f"modality {first.modality}, not CT"
     if first.image_type & _SCOUT_TYPES:
         return "dicom-localizer", "a localizer (scout view)"
-    if first.is_enhanced:
-        return "dicom-enhanced", "enhanced multi-frame CT, which this version does not read"
     if min(first.size) < 1 or not first.is_plain or first.image_type & _NO_SLICE_TYPES:
         return "dicom-not-ct", "no plain CT slices (a screen capture, projection or dose report)"
+    if first.is_burned:
+        return "dicom-burned-in", "text is burned into the images, which may name the patient"
     if first.plane is None or any(h.plane is None for h in headers):
         return "dicom-no-geometry", "slices without position, orientation or pixel spacing"
     direction = int(np.abs(first.plane.normal).argmax())
     if direction != 2 or first.plane.normal[2] < _AXIAL:
         return "dicom-not-axial", f"{_PLANES[direction] if direction != 2 else 'oblique'}, not axial"
-    if len(headers) < MIN_SLICES:
-        return (
-            "dicom-too-few-slices",
-            f"{len(headers)} slice{'s' * (len(headers) != 1)}, {MIN_SLICES} or more are needed",
-        )
     return "", ""
 
 
-def _reason(series: Series, best: Series | None) -> str:
+def _reason(series: Series, chosen: Series | None) -> str:
     """Return in words why a series was chosen or dropped."""
-    if series.fault or best is None:
-        return series.reason
-    if series is best:
+    if series.fault or chosen is None:
+        return series.reason or "not chosen"
+    if series is chosen:
         kind = "original" if series.rank[0] else "derived"
         return f"axial CT, {kind}, {series.slices} slices over {series.coverage_mm:.0f} mm"
-    better = zip(best.rank, series.rank, _CRITERIA, strict=True)
-    return next((words for ours, theirs, words in better if ours != theirs), "as good as the chosen series")
-
-
-_CRITERIA = (
-    "derived images; the chosen series is original",
-    "few slices",
-    "covers less than a chest",
-    "fewer slices than the chosen series",
-)
-"""What a candidate lacks, in the order of `Series.rank`."""
+    pairs = zip(chosen.rank, series.rank, _CRITERIA, strict=True)
+    lacks = next(((ours, theirs, words) for ours, theirs, words in pairs if ours != theirs), None)
+    if lacks is None:
+        return "as good as the chosen series"
+    return lacks[2] if lacks[0] > lacks[1] else "better ranked, but another series was asked for"

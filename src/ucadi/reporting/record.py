@@ -11,7 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from scipy import ndimage
 
 from ucadi import __version__
@@ -32,6 +32,7 @@ __all__ = [
     "ModelIdentity",
     "ReadingRecord",
     "SegmentationResult",
+    "density_masks",
     "describe_probabilities",
     "measure_lesions",
     "whole_percents",
@@ -262,18 +263,32 @@ def measure_lesions(
     hu = volume.voxels[lesion_mask]
     lung_voxels = int(np.count_nonzero(lung_mask))
     inside = int(np.count_nonzero(lesion_mask & lung_mask))
-    ground_glass = (hu >= GROUND_GLASS_HU[0]) & (hu < GROUND_GLASS_HU[1])
-    consolidation = (hu >= CONSOLIDATION_HU[0]) & (hu <= CONSOLIDATION_HU[1])
+    is_ground_glass, is_consolidation = _by_density(hu)
     return SegmentationResult(
         lesion_ml=hu.size * voxel_ml,
         lung_ml=lung_voxels * voxel_ml,
         lung_left_ml=lung_left_ml,
         lung_right_ml=lung_right_ml,
         lesion_share_percent=100.0 * inside / lung_voxels if lung_voxels else 0.0,
-        ground_glass_ml=int(np.count_nonzero(ground_glass)) * voxel_ml,
-        consolidation_ml=int(np.count_nonzero(consolidation)) * voxel_ml,
+        ground_glass_ml=int(np.count_nonzero(is_ground_glass)) * voxel_ml,
+        consolidation_ml=int(np.count_nonzero(is_consolidation)) * voxel_ml,
         lesion_count=_count_pieces(lesion_mask, voxel_ml),
     )
+
+
+def density_masks(
+    volume: Volume, lesion_mask: Bool[np.ndarray, "z y x"]
+) -> tuple[Bool[np.ndarray, "z y x"], Bool[np.ndarray, "z y x"]]:
+    """Return the ground glass and the consolidation of a lesion mask, which `measure_lesions` counts.
+
+    Args:
+        volume: The CT in HU.
+        lesion_mask: Marked voxels on the same grid.
+    """
+    masks = np.zeros((2, *lesion_mask.shape), np.bool_)
+    for mask, is_inside in zip(masks, _by_density(volume.voxels[lesion_mask]), strict=True):
+        mask[lesion_mask] = is_inside
+    return masks[0], masks[1]
 
 
 def whole_percents(probabilities: Mapping[str, float]) -> dict[str, int]:
@@ -290,6 +305,15 @@ def whole_percents(probabilities: Mapping[str, float]) -> dict[str, int]:
     for name in by_remainder[: 100 - sum(percents.values())]:
         percents[name] += 1
     return percents
+
+
+def _by_density(
+    hu: Shaped[np.ndarray, " voxels"],
+) -> tuple[Bool[np.ndarray, " voxels"], Bool[np.ndarray, " voxels"]]:
+    """Tell which values are ground glass and which consolidation."""
+    ground_glass = (hu >= GROUND_GLASS_HU[0]) & (hu < GROUND_GLASS_HU[1])
+    consolidation = (hu >= CONSOLIDATION_HU[0]) & (hu <= CONSOLIDATION_HU[1])
+    return ground_glass, consolidation
 
 
 def _agreement(rows: Float[np.ndarray, "draws classes"], first: int, spread: float) -> Agreement:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ucadi.cohorts.cohort import read_cohort
 from ucadi.config import RunSettings, SiteSettings, TrainingSettings
 from ucadi.engines.flare.kit import check_path
 from ucadi.engines.flare.process import FlareFederation, check_port
 from ucadi.io.checkpoint import ModelFolder, NetworkCard, read_model, write_json, write_model
-from ucadi.io.cohort import read_cohort
 from ucadi.io.reader import load_ct
 from ucadi.tensors import hash_tensors
 from ucadi.types import FindingClass, Task

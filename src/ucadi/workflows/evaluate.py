@@ -3,8 +3,8 @@
 
 from pathlib import Path
 
+from ucadi.cohorts.cohort import Cohort
 from ucadi.io.checkpoint import NetworkCard
-from ucadi.io.cohort import Cohort
 from ucadi.models.parameters import load_parameters
 from ucadi.models.registry import build_network
 from ucadi.tensors import Tensors

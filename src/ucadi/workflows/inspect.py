@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from ucadi.io.reader import load_ct
+from ucadi.io.guard import load_untrusted
 from ucadi.io.report import LoaderReport, SeriesReport, Verdict
 
 __all__ = ["describe", "inspect_ct"]
@@ -11,9 +11,14 @@ __all__ = ["describe", "inspect_ct"]
 _LABEL_WIDTH = 10
 
 
-def inspect_ct(path: Path) -> LoaderReport:
-    """Read an input as for a result, and return only what was decided."""
-    return load_ct(path).report
+def inspect_ct(path: Path, *, series: str = "") -> LoaderReport:
+    """Read an input as for a result, and return only what was decided.
+
+    Args:
+        path: Whatever `load_untrusted` reads.
+        series: SeriesInstanceUID or key of the DICOM series to take; empty for the best one.
+    """
+    return load_untrusted(path, series=series).report
 
 
 def describe(report: LoaderReport) -> str:
@@ -24,6 +29,8 @@ def describe(report: LoaderReport) -> str:
     lines += [("Series", _series(series)) for series in report.series if series.chosen]
     if report.shape and report.spacing_mm:
         lines += [("Size", _size(report.shape, report.spacing_mm))]
+    if report.lungs_ml:
+        lines += [("Lungs", "right {:.0f} mL, left {:.0f} mL".format(*report.lungs_ml))]
     lines += [("Repair", remark.text) for remark in report.repairs]
     lines += [("Warning", remark.text) for remark in report.warnings]
     lines += [("Left out", _series(series)) for series in report.series if not series.chosen]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ucadi.cohorts.cohort import Cohort, Study, write_cohort
 from ucadi.errors import ConfigError, DataError
 from ucadi.imaging.volume import Volume
-from ucadi.io.cohort import Cohort, Study, write_cohort
 from ucadi.io.dicom_write import SeriesHeader, TransferSyntax, write_ct_series
 from ucadi.io.nifti import write_nifti
 from ucadi.phantom.acquisition import STYLES, SiteStyle, acquire, scan_grid

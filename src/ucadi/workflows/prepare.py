@@ -10,35 +10,40 @@ import hashlib
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int16
 
-from ucadi.errors import CohortError, UcadiError
+from ucadi.cohorts.cohort import Cohort, Study
+from ucadi.cohorts.content import read_lesion_mask
+from ucadi.errors import CohortError, DataError, UcadiError
 from ucadi.imaging.inputs import lesion_grid, mask_on_grid, slices_for_classifier, volume_for_segmentation
-from ucadi.imaging.lungs import find_lungs, lung_box
+from ucadi.imaging.lungs import lung_box
 from ucadi.imaging.presets import InputPreset, preset_named
-from ucadi.imaging.volume import Volume
 from ucadi.io.checkpoint import write_bytes
-from ucadi.io.cohort import Cohort, Study
-from ucadi.io.nifti import read_nifti
+from ucadi.io.reader import load_ct
 from ucadi.learning.samples import ClassifierSamples, SegmentationSamples
 from ucadi.logs import event, get_logger
 from ucadi.types import Split, Task
+from ucadi.workflows.parallel import run_parallel
 
-__all__ = ["LUNG_MARGIN_MM", "PreparedStudy", "prepare_samples", "prepare_study"]
+__all__ = ["LUNG_MARGIN_MM", "OnLeftOut", "OnStudy", "PreparedStudy", "prepare_samples", "prepare_study"]
 
 _LOG = get_logger("workflows.prepare")
 
 LUNG_MARGIN_MM = 8.0
 """Added around the lungs before cutting, so that pleura and lesions at the edge stay inside."""
 
-_RECIPE_VERSION = 1
+_RECIPE_VERSION = 2
 """Raise when the same preset gives other arrays."""
 
 OnStudy = Callable[[int, int], None]
 """Called after each study with how many are ready, and of how many."""
+
+OnLeftOut = Callable[[Study, str], None]
+"""Called with each study that cannot be used, and the code that says why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +62,15 @@ class PreparedStudy:
 
 
 def prepare_samples(
-    cohorts: Iterable[Cohort], split: Split, task: Task, preset: str, cache: Path, on_study: OnStudy
+    cohorts: Iterable[Cohort],
+    split: Split,
+    task: Task,
+    preset: str,
+    cache: Path,
+    on_study: OnStudy,
+    *,
+    jobs: int = 1,
+    on_left_out: OnLeftOut = lambda study, code: None,
 ) -> ClassifierSamples | SegmentationSamples:
     """Return all usable studies of one split as samples of a task.
 
@@ -68,34 +81,38 @@ def prepare_samples(
         preset: Name of the input preset.
         cache: Folder for the arrays.
         on_study: Progress.
+        jobs: Number of processes that cut what is not in the cache; 1 works in this one.
+        on_left_out: Told of each study that cannot be used; the log has it too.
 
     Raises:
-        CohortError: If no study is left. Studies whose file cannot be used are left out and logged.
+        CohortError: If no study is left.
     """
-    sizes = preset_named(preset)
     wanted = [
         (cohort.root, study)
         for cohort in cohorts
         for study in cohort.of_split(split)
         if task is Task.CLASSIFIER or study.lesion_mask
     ]
-    prepared: list[PreparedStudy] = []
-    labels: list[int] = []
-    for number, (root, study) in enumerate(wanted, start=1):
-        try:
-            prepared.append(prepare_study(root, study, preset, cache))
-            labels.append(int(study.label))
-        except UcadiError as error:
-            event(_LOG, "study left out", study=study.study_key, code=error.code, detail=error.detail)
-        on_study(number, len(wanted))
-    if not prepared:
+    folders: list[Path | None] = [None] * len(wanted)
+    fill = partial(_fill, preset, cache)
+    for done, (place, filled) in enumerate(run_parallel(fill, wanted, jobs), start=1):
+        folders[place] = filled.folder
+        if filled.folder is None:
+            study = wanted[place][1]
+            event(_LOG, "study left out", study=study.study_key, code=filled.code, detail=filled.detail)
+            on_left_out(study, filled.code)
+        on_study(done, len(wanted))
+    usable = [(study, folder) for (_, study), folder in zip(wanted, folders, strict=True) if folder]
+    if not usable:
         raise CohortError("cohort-empty", f"No {split} study can be used for the {task}.")
+    prepared = [_open(folder, has_mask=bool(study.lesion_mask)) for study, folder in usable]
     if task is Task.CLASSIFIER:
-        return ClassifierSamples(tuple(p.slices_hu for p in prepared), np.array(labels), sizes)
+        labels = np.array([int(study.label) for study, _ in usable])
+        return ClassifierSamples(tuple(p.slices_hu for p in prepared), labels, preset_named(preset))
     return SegmentationSamples(
         tuple(p.volume_hu for p in prepared),
         tuple(p.lesion_mask for p in prepared if p.lesion_mask is not None),
-        sizes,
+        preset_named(preset),
     )
 
 
@@ -103,39 +120,60 @@ def prepare_study(root: Path, study: Study, preset: str, cache: Path) -> Prepare
     """Return a study's inputs, from the cache when it is there.
 
     Raises:
-        DataError: If the image cannot be read, shows no lungs, or the mask lies on another grid.
+        DataError: If the image is refused, or the mask does not fit it.
     """
+    filled = _fill(preset, cache, (root, study))
+    if filled.folder is None:
+        raise DataError(filled.code, filled.detail, cure=filled.cure)
+    return _open(filled.folder, has_mask=bool(study.lesion_mask))
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """A study's folder in the cache, or why there is none: errors do not travel between processes."""
+
+    folder: Path | None
+    code: str = ""
+    detail: str = ""
+    cure: str = ""
+
+
+def _fill(preset: str, cache: Path, located: tuple[Path, Study]) -> _Filled:
+    """Write a study's arrays into the cache unless they are there."""
+    root, study = located
     image = root / study.image
     mask = root / study.lesion_mask if study.lesion_mask else None
-    folder = cache / _key(image, mask, preset)
-    files = {name: folder / f"{name}.npy" for name in ("slices", "volume", "mask")}
-    if not all(path.is_file() for name, path in files.items() if name != "mask" or mask):
-        for name, array in _cut(image, mask, preset_named(preset)).items():
-            write_bytes(files[name], _npy_bytes(array))
-    lesion_mask = np.load(files["mask"], mmap_mode="r") if mask else None
-    return PreparedStudy(
-        np.load(files["slices"], mmap_mode="r"), np.load(files["volume"], mmap_mode="r"), lesion_mask
-    )
+    try:
+        folder = cache / _key(image, mask, preset)
+        if not all(path.is_file() for path in _files(folder, has_mask=mask is not None).values()):
+            for name, array in _cut(image, mask, preset_named(preset)).items():
+                write_bytes(folder / f"{name}.npy", _npy_bytes(array))
+    except UcadiError as error:
+        return _Filled(None, error.code, error.detail, error.cure)
+    return _Filled(folder)
+
+
+def _files(folder: Path, *, has_mask: bool) -> dict[str, Path]:
+    """Return the files of a study in the cache."""
+    return {name: folder / f"{name}.npy" for name in ("slices", "volume", *(["mask"] if has_mask else []))}
+
+
+def _open(folder: Path, *, has_mask: bool) -> PreparedStudy:
+    """Map a study's arrays into memory."""
+    arrays = {name: np.load(path, mmap_mode="r") for name, path in _files(folder, has_mask=has_mask).items()}
+    return PreparedStudy(arrays["slices"], arrays["volume"], arrays.get("mask"))
 
 
 def _cut(image: Path, mask: Path | None, preset: InputPreset) -> dict[str, np.ndarray]:
-    """Read a study's files and cut the arrays."""
-    volume = read_nifti(image)
-    box = lung_box(find_lungs(volume), LUNG_MARGIN_MM)
+    """Read a study's files as for a reading, and cut the arrays."""
+    volume, lungs = load_ct(image).require()
+    box = lung_box(lungs, LUNG_MARGIN_MM)
     arrays: dict[str, np.ndarray] = {
         "slices": slices_for_classifier(volume, box, preset),
         "volume": volume_for_segmentation(volume, box, preset),
     }
     if mask is not None:
-        read = read_nifti(mask)
-        if not read.grid.is_close(volume.grid, tolerance_mm=0.1):
-            raise CohortError(
-                "cohort-invalid",
-                f"{mask.name} has shape {read.grid.shape} and spacing {read.grid.spacing_mm}, which is not "
-                f"the image's grid ({volume.grid.shape}, {volume.grid.spacing_mm}).",
-                cure="Resample the mask to the image's grid.",
-            )
-        lesion = Volume(read.voxels > 0, volume.grid)
+        lesion = read_lesion_mask(mask, volume.grid)
         arrays["mask"] = mask_on_grid(lesion, lesion_grid(volume.grid, box, preset))
     return arrays
 
@@ -146,7 +184,8 @@ def _key(image: Path, mask: Path | None, preset: str) -> str:
     for path in filter(None, (image, mask)):
         if not path.is_file():
             raise CohortError("input-not-found", f"{path} does not exist.")
-        digest.update(path.read_bytes())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:32]
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ucadi.cohorts.cohort import read_cohort
 from ucadi.config import SiteFile, SiteSettings, load_config
 from ucadi.errors import CohortError, FederationError
 from ucadi.federation.aggregation import PlaintextCipher, difference
 from ucadi.federation.coordinator import SELECTION_METRIC
 from ucadi.federation.messages import GlobalModel, Readiness, RoundPlan, TrainingPlan, Update, Validation
 from ucadi.federation.site import Site
-from ucadi.io.cohort import read_cohort
 from ucadi.learning.supervised import FitSettings, cosine_rate
 from ucadi.logs import event, get_logger
 from ucadi.models.parameters import load_parameters, parameters_of

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ucadi.cohorts.cohort import COHORT_FILE, Cohort, Study, read_cohort, read_rows, write_cohort
 from ucadi.errors import CohortError
-from ucadi.io.cohort import COHORT_FILE, Cohort, Study, read_cohort, write_cohort
 from ucadi.types import FindingClass, Severity, Split
 
 COLUMNS = "patient_key,study_key,split,label,severity,image,dicom,lesion_mask,lesion_ml"
@@ -37,10 +38,10 @@ def table(folder):
     return write
 
 
-def refusal(folder) -> str:
+def refusal(folder, code="cohort-invalid") -> str:
     with pytest.raises(CohortError) as caught:
         read_cohort(folder)
-    assert caught.value.code == "cohort-invalid"
+    assert caught.value.code == code
     assert caught.value.cure
     return caught.value.detail
 
@@ -72,15 +73,21 @@ def test_what_is_written_is_read_back(folder):
     studies = (
         Study("P1", "S1", Split.TRAIN, FindingClass.COVID_19, Severity.I, "S1.nii.gz", "S1-dicom", "", 0.125),
         Study("P2", 'S"2,', Split.TEST, FindingClass.HEALTHY, None, "S2.nii.gz", "", "S1-mask.nii.gz", None),
-    )
+        Study("P2", "S3", Split.TEST, FindingClass.HEALTHY, None, "S2.nii.gz", series="0a1b2c3d",
+              content_hash="ab" * 32, verdict="warning"),
+    )  # fmt: skip
     written = write_cohort(folder, studies)
     read = read_cohort(folder)
     assert written == read == Cohort(folder, studies)
     assert written.hash() == read.hash()
-    assert [s.study_key for s in read.of_split(Split.TEST)] == ['S"2,']
+    assert [s.study_key for s in read.of_split(Split.TEST)] == ['S"2,', "S3"]
 
 
-@given(st.sampled_from(["patient_key", "study_key", "split", "label", "severity", "image", "lesion_ml"]))
+@given(
+    st.sampled_from(
+        ["patient_key", "study_key", "split", "label", "severity", "image", "lesion_ml", "content_hash"]
+    )
+)
 def test_the_hash_changes_with_every_column(column):
     study = Study("P1", "S1", Split.TRAIN, FindingClass.HEALTHY, None, "a", "", "", 1.0)
     other = {"split": Split.TEST, "label": FindingClass.COVID_19, "severity": Severity.I, "lesion_ml": 2.0}
@@ -150,9 +157,15 @@ def test_a_study_that_appears_twice_is_refused_with_its_line(table):
 
 
 def test_a_patient_in_two_splits_is_refused_with_the_line(table):
-    detail = refusal(table(GOOD, "P1,S2,test,HEALTHY,,S2.nii.gz,,,"))
+    detail = refusal(table(GOOD, "P1,S2,test,HEALTHY,,S2.nii.gz,,,"), code="cohort-leak")
     assert "line 3" in detail
     assert "P1" in detail
+
+
+def test_a_severity_of_another_class_than_covid_is_refused_with_its_line(table):
+    detail = refusal(table(GOOD, "P2,S2,test,BACTERIAL,II,S2.nii.gz,,,"))
+    assert "line 3" in detail
+    assert "severity" in detail
 
 
 @pytest.mark.parametrize("column", ["image", "dicom", "lesion_mask"])
@@ -184,3 +197,47 @@ def test_a_table_with_umlauts_in_another_encoding_is_refused(table):
 
 def test_a_cell_of_absurd_length_is_refused(table):
     refusal(table(GOOD.replace("P1", "P" * 200_000)))
+
+
+# -- all problems of a table ------------------------------------------------------------------------------
+
+
+def test_every_problem_of_every_line_is_told_with_its_cure(table):
+    folder = table(
+        GOOD,
+        "P2,S2,never,nothing,,S2.nii.gz,,,",
+        "P1,S1,test,HEALTHY,II,missing.nii.gz,,,",
+        "P3,S3,train,HEALTHY,,S2.nii.gz,,,",
+    )
+    rows = list(read_rows(folder))
+    problems = [problem for row in rows for problem in row.problems]
+    assert [(problem.line, problem.code) for problem in problems] == [
+        (3, "cohort-invalid"),
+        (3, "cohort-invalid"),
+        (4, "cohort-invalid"),
+        (4, "cohort-leak"),
+        (4, "cohort-invalid"),
+        (4, "cohort-invalid"),
+    ]
+    for problem, word in zip(
+        problems, ["split", "label", "twice", "two splits", "severity", "image"], strict=True
+    ):
+        assert word in problem.detail
+        assert problem.cure.endswith((".", "test", "BACTERIAL"))
+    assert [row.study and row.study.study_key for row in rows] == ["S1", None, "S1", "S3"]
+
+
+def test_a_problem_with_a_file_names_the_file_and_one_with_a_cell_the_table(table):
+    rows = read_rows(table("P1,S1,train,never,,S2.nii.gz,,,", "P2,S2,train,HEALTHY,,missing.nii.gz,,,"))
+    assert [problem.file for row in rows for problem in row.problems] == [COHORT_FILE, "missing.nii.gz"]
+
+
+def test_lines_are_read_as_they_are_asked_for(table, folder):
+    table(GOOD, *(f"P{n},S{n},train,HEALTHY,,S2.nii.gz,,," for n in range(2, 20_000)))
+    with (folder / COHORT_FILE).open("ab") as file:
+        file.write(b"\xff")  # no UTF-8: an eager reader would stumble
+    first = list(islice(read_rows(folder), 2))
+    assert [row.study.study_key for row in first] == ["S1", "S2"]
+    last = list(read_rows(folder))[-1]
+    assert last.study is None
+    assert [problem.code for problem in last.problems] == ["cohort-invalid"]

@@ -13,7 +13,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from ucadi.imaging.volume import Volume
 
-REAL_CT = Path(os.environ.get("UCADI_REAL_CT", Path(__file__).parents[3] / "shared" / "data" / "real_ct"))
+REAL_CT = Path(os.environ.get("UCADI_REAL_CT", Path(__file__).parents[2] / "shared" / "data" / "real_ct"))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Studies to and from image servers: DICOMweb and DIMSE behind one protocol."""
