@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Awkward bytes: transfer syntaxes, packaging, number formats, many slices in one file."""
 
+import gc
 import io
 import shutil
 import warnings
@@ -233,10 +234,16 @@ def _bare(images: Images, folder: Path) -> None:
 
 def _disc(images: Images, folder: Path) -> None:
     """Write files as on a CD."""
-    files = FileSet()
-    for image in images:
-        files.add(image)
-    files.write(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", ResourceWarning
+        )  # a FileSet leaves its temporary folder to the collector
+        files = FileSet()
+        for image in images:
+            files.add(image)
+        files.write(folder)
+        del files
+        gc.collect()
 
 
 def _zipped(images: Images, folder: Path) -> None:

@@ -32,7 +32,7 @@ CENTER_MM = np.array([-12.0, -205.0, -310.5])
 
 _EDGE_MM = 4.0  # half the width of every edge: wide enough for linear interpolation over 5 mm to hold
 _LUNGS = (((-72.0, -4.0, -20.0), (52.0, 72.0, 120.0)), ((75.0, -4.0, -20.0), (48.0, 72.0, 116.0)))
-_DOMES = (((-72.0, -4.0, -95.0), (31.0, 44.0, 60.0)), ((75.0, -4.0, -95.0), (28.0, 44.0, 52.0)))
+_DOMES = (((-72.0, -4.0, -95.0), (31.0, 44.0, 60.0)), ((75.0, -4.0, -95.0), (29.0, 44.0, 58.0)))
 _BASE_MM = -95.0  # where the lungs end, in a crescent around the diaphragm's domes
 _LEAN = 0.2  # toward the apex the lungs come closer together
 LESION_RADII_MM = (16.0, 20.0, 24.0)

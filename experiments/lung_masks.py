@@ -3,8 +3,8 @@
 
     python experiments/lung_masks.py --patients 48
 
-Prints a Markdown table: means with 95 % intervals (bootstrap over patients), and the 5th percentile of the share
-of each patient's lesions that lies inside the mask. The truth counts lesions as lung and pleural fluid not.
+Prints a Markdown table: means with 95 % intervals (bootstrap over patients), and the 5th percentile of the
+share of each patient's lesions that lies inside the mask. The truth counts lesions as lung, fluid not.
 """
 
 import argparse

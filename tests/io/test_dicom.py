@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import warnings
 
 import numpy as np
 import pytest
 from pydicom.pixels.encoders import JPEGLSLosslessEncoder, RLELosslessEncoder
-from pydicom.uid import EnhancedCTImageStorage, JPEGLSLossless, RLELossless
+from pydicom.uid import EnhancedCTImageStorage, JPEGLSLossless, RLELossless, generate_uid
 
 from ucadi.errors import DataError
 from ucadi.io.reader import load_ct
@@ -432,3 +433,163 @@ def test_nothing_that_identifies_a_patient_reaches_the_report(
         text = json.dumps(load_ct(folder).report.to_json())
         for word in ("PLANTED", "19470321", "20200202", "1.2.840", str(tmp_path)):
             assert word not in text, (folder.name, word)
+
+
+# -- images that must not be mixed ------------------------------------------------------------------------
+
+
+def shifted(images, up_mm: float, **tags) -> list:
+    """Another scan of somebody larger: its slices lie between those of the first."""
+    for image in images:
+        x, y, z = image.ImagePositionPatient
+        image.ImagePositionPatient = [x, y, z + up_mm]
+        image.PixelData = np.roll(np.frombuffer(image.PixelData, "<i2"), 64 * 7 + 5).tobytes()
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        for name, value in tags.items():
+            setattr(image, name, value)
+    return images
+
+
+@pytest.mark.parametrize("up_mm", [2.5, 2.0, 1.3, 0.3, 0.03])
+def test_two_patients_in_one_series_are_refused(make_ct, make_series, save_series, tmp_path, up_mm) -> None:
+    images = make_series(make_ct(), PatientID="A")
+    others = shifted(make_series(make_ct()), up_mm, PatientID="B")
+    assert refusal(save_series([*images, *others], tmp_path / "s")).code == "dicom-mixed-patients"
+
+
+@pytest.mark.parametrize("up_mm", [2.5, 2.0, 1.3, 0.3, 0.03])
+def test_interleaved_acquisitions_are_told_apart(make_ct, make_series, save_series, tmp_path, up_mm) -> None:
+    images = make_series(make_ct(), AcquisitionNumber=1)
+    others = shifted(make_series(make_ct()), up_mm, AcquisitionNumber=2)[:-1]
+    loaded = load_ct(save_series([*images, *others], tmp_path / "s"))
+    assert np.array_equal(loaded.require()[0].voxels, make_ct().voxels)
+    assert "split-acquisition" in [warning.code for warning in loaded.report.warnings]
+
+
+@pytest.mark.parametrize(
+    ("up_mm", "code"),
+    [
+        (2.5, "ct-interleaved"),
+        (2.0, "ct-interleaved"),
+        (1.3, "ct-interleaved"),
+        (0.3, "dicom-uneven-spacing"),
+        (0.03, "dicom-uneven-spacing"),
+    ],
+)
+def test_interleaved_slices_that_nothing_tells_apart_are_refused(
+    make_ct, make_series, save_series, tmp_path, up_mm, code
+) -> None:
+    others = shifted(make_series(make_ct()), up_mm)
+    assert refusal(save_series([*make_series(make_ct()), *others], tmp_path / "s")).code == code
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({"ImageType": ["ORIGINAL", "PRIMARY"]}, {"ImageType": ["DERIVED", "SECONDARY"]}),
+        ({"FrameOfReferenceUID": "1.2.9.1"}, {"FrameOfReferenceUID": "1.2.9.2"}),
+    ],
+)
+def test_other_kinds_and_frames_are_not_mixed_in(
+    make_ct, make_series, save_series, tmp_path, ours, theirs
+) -> None:
+    images = make_series(make_ct(), **ours)
+    others = shifted(make_series(make_ct()), 2.5, **theirs)[:20]
+    loaded = load_ct(save_series([*images, *others], tmp_path / "s"))
+    assert np.array_equal(loaded.require()[0].voxels, make_ct().voxels)
+    assert "20 more images" in str(next(w for w in loaded.report.warnings if w.code == "split-acquisition"))
+
+
+def test_half_a_chest_of_each_of_two_frames_is_no_whole_chest(
+    make_ct, make_series, save_series, tmp_path
+) -> None:
+    images = make_series(make_ct())
+    for k, image in enumerate(images):
+        image.FrameOfReferenceUID = "1.2.9.1" if k < 18 else "1.2.9.2"
+    assert refusal(save_series(images, tmp_path / "s")).code == "ct-incomplete-chest"
+
+
+def test_a_part_of_a_series_can_be_named_by_its_own_key(make_ct, make_series, save_series, tmp_path) -> None:
+    first = make_series(make_ct(), AcquisitionNumber=1)
+    second = shifted(make_series(make_ct()), 0.0, AcquisitionNumber=2)[:-2]
+    folder = save_series([*first, *second], tmp_path / "s")
+    keys = [series.key for series in load_ct(folder).report.series]
+    assert keys[1] == f"{keys[0]}-2"
+    assert [s.chosen for s in load_ct(folder, series=keys[1]).report.series] == [False, True]
+
+
+def test_thin_slices_with_one_missing_come_before_thick_ones(
+    make_ct, make_series, save_series, tmp_path
+) -> None:
+    thin = make_series(make_ct((72, 64, 64), (2.5, 5.5, 5.5)), SeriesInstanceUID="1.2.1", SeriesNumber=1)
+    del thin[30]
+    save_series(thin, tmp_path / "study" / "thin")
+    save_series(make_series(make_ct(), SeriesInstanceUID="1.2.2"), tmp_path / "study" / "thick")
+    report = load_ct(tmp_path / "study").report
+    assert report.shape[0] == 72
+    assert report.series[1].reason == "thicker slices than the chosen series"
+
+
+# -- slices that got lost ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"", bytes(3000)])
+def test_blank_files_among_images_are_damaged_ones(make_ct, dicom_folder, content) -> None:
+    (dicom_folder / "im0000").write_bytes(content)
+    report = load_ct(dicom_folder).report
+    assert report.verdict is Verdict.WARNING
+    assert "1 damaged" in report.warnings[0].text
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"ImagePositionPatient": None},
+        {"ImageOrientationPatient": [1.0, 0.0, 0.0, 0.0, 0.0, -1.0]},
+        {"Modality": "MR"},
+        {"PixelSpacing": [1.0, 1.0]},
+    ],
+)
+def test_an_odd_image_of_the_series_is_left_out_with_a_warning(
+    make_ct, make_series, save_series, tmp_path, tags
+) -> None:
+    images = make_series(make_ct())
+    odd = make_series(make_ct(), **tags)[12]
+    report = load_ct(save_series([*images[:12], odd, *images[13:]], tmp_path / "s")).report
+    assert report.verdict is Verdict.WARNING
+    assert report.interpolated_slices == (12,)
+    assert "1 more image" in next(w.text for w in report.warnings if w.code == "split-acquisition")
+
+
+@pytest.mark.parametrize("word", ["YES", "yes ", "UNKNOWN"])
+def test_an_image_with_burned_in_text_in_the_series_refuses_it(
+    make_ct, make_series, save_series, tmp_path, word
+) -> None:
+    images = make_series(make_ct())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        images[35].BurnedInAnnotation = word
+    assert refusal(save_series(images, tmp_path / "s")).code == "dicom-burned-in"
+
+
+def test_repairs_that_change_voxels_put_the_verdict_in_doubt(
+    make_ct, make_series, save_series, tmp_path
+) -> None:
+    images = make_series(make_ct())
+    del images[10]
+    assert load_ct(save_series(images, tmp_path / "s")).report.verdict is Verdict.WARNING
+
+
+def test_another_unit_than_hounsfield_is_warned_of(make_ct, make_series, save_series, tmp_path) -> None:
+    report = load_ct(save_series(make_series(make_ct(), RescaleType="US"), tmp_path / "s")).report
+    assert [warning.code for warning in report.warnings] == ["rescale-type"]
+
+
+def test_phases_with_a_time_per_slice_are_refused_as_duplicates(
+    make_ct, make_series, save_series, tmp_path
+) -> None:
+    images = make_series(make_ct())
+    others = shifted(make_series(make_ct()), 0.0)
+    for second, image in enumerate([*images, *others]):
+        image.AcquisitionTime = f"10{second // 60:02}{second % 60:02}"
+    assert refusal(save_series([*images, *others], tmp_path / "s")).code == "dicom-duplicate-slices"

@@ -49,6 +49,13 @@ def test_an_image_that_the_index_does_not_list_is_not_read(media) -> None:
     assert load_ct(media).report.shape[0] == 36
 
 
+def test_images_that_are_listed_but_not_there_are_warned_of(media) -> None:
+    for path in sorted(path for path in media.rglob("*") if path.is_file())[-2:]:
+        path.unlink()
+    report = load_ct(media / "DICOMDIR").report
+    assert "2 files" in next(w.text for w in report.warnings if w.code == "damaged-files")
+
+
 @pytest.mark.filterwarnings("ignore:Invalid value for VR CS")  # names that no honest index holds
 @pytest.mark.parametrize("name", [["..", "SECRET", "IM0"], ["/ETC/PASSWD"], ["", ""], ["NO", "SUCH"]])
 def test_names_that_lead_out_of_the_folder_are_not_followed(media, tmp_path, name) -> None:

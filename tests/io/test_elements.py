@@ -150,7 +150,7 @@ def test_values_and_place_of_pixels_are_pydicoms_in_every_uncompressed_syntax(im
     assert plain[found.offset : found.offset + found.length] == dcmread(io.BytesIO(data)).PixelData
     assert found.get("SliceThickness") == 1.25
     assert found.get("KVP", "none") == "none"
-    assert found.dataset.SeriesDescription == "Thorax"
+    assert found.get("SeriesDescription") == "Thorax"
 
 
 def test_compressed_pixels_have_a_place_but_no_length(image):

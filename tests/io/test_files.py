@@ -146,6 +146,13 @@ def test_entries_are_read_whatever_their_names(tmp_path) -> None:
     assert of_zip(tmp_path / "upload-77") == [name.encode() for name in names[:-1]]
 
 
+def test_an_entry_without_a_name_is_read(tmp_path) -> None:
+    make_zip(tmp_path / "upload-77", [("n", b"one")])
+    patch(tmp_path / "upload-77", LOCAL, 26, struct.pack("<HH", 0, 1))  # the name becomes an extra field
+    patch(tmp_path / "upload-77", DIRECTORY, 28, struct.pack("<HH", 0, 1))
+    assert of_zip(tmp_path / "upload-77") == [b"one"]
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_entries_of_the_same_name_are_both_read(tmp_path) -> None:
     make_zip(tmp_path / "upload-77", [("a", b"one"), ("a", b"two")])

@@ -37,6 +37,7 @@ from ucadi.io.report import Verdict
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 LIMIT_S = 20.0
+FAR = 1e9  # voxels; beyond, whole numbers run over
 LOWEST_HU = -1024
 RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MADE = {"inverted", "slices-interpolated", "spacing-resampled", "tilt-corrected"}
@@ -63,6 +64,8 @@ def plain_dicom(content: bytes) -> Iterator[Plain]:
     """Yield every image or frame that pydicom reads."""
     try:
         dataset = pydicom.dcmread(io.BytesIO(content), force=content[128:132] != b"DICM")
+        if dataset.get("SamplesPerPixel") not in (1, 3):
+            dataset.SamplesPerPixel = 1  # without which pydicom decodes nothing
         pixels = np.atleast_3d(dataset.pixel_array)
         frames = pixels if dataset.get("NumberOfFrames") else pixels[None, :, :, 0]
     except READ_ERRORS:
@@ -156,7 +159,8 @@ def slices_found(volume: Volume, found: Iterable[Plain]) -> set[int]:
     for each in found:
         to_index = np.linalg.inv(volume.grid.affine_lps) @ each.affine_lps
         # Where the plain array's first index and one step along each of its axes lie in the volume.
-        to_index[:3] = to_index[[0, 1, 2]]
+        if not np.isfinite(to_index).all() or np.abs(to_index).max() > FAR:
+            continue
         steps = np.rint(to_index[:3, :3])
         first = np.rint(to_index[:3, 3])
         shape = np.array(each.hu.shape)

@@ -187,6 +187,7 @@ def test_an_input_that_takes_too_long_is_refused_and_nothing_goes_on(misbehaving
         ("os.kill(os.getpid(), signal.SIGKILL)", "input-too-costly"),
         ("bytearray(2**60)", "input-too-costly"),
         ("{}['Doe^John']", "input-unreadable"),
+        ("sys.exit('Doe^John')", "input-unreadable"),
     ],
 )
 def test_a_crash_is_a_refusal_and_the_next_input_is_read(misbehaving, nifti, expression, code) -> None:

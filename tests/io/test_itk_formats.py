@@ -196,6 +196,9 @@ def test_forms_of_the_same_volume_give_the_same_volume(tmp_path, content) -> Non
         ("volume-no-orientation", nrrd("space directions: (1,0,0) (0,2,0) (0,0,3)", "spacings: 1 2 3")),
         ("volume-no-orientation", nrrd("kinds: ", "spacings: 1 2 3\nkinds: ")),
         ("volume-no-orientation", nrrd("(0,0,3)", "none")),
+        ("volume-no-orientation", nrrd("(0,0,3)", "(7(0,0,3)")),
+        ("volume-no-orientation", nrrd("(0,0,3)", "(0,0,3) (0,0,3)")),
+        ("volume-no-orientation", nrrd("(10,20,30)", "10,20,30")),
         ("volume-no-orientation", nrrd("(0,0,3)", "(0,0,0)")),
         ("volume-no-orientation", nrrd("(0,0,3)", "(0,1,3)")),
         ("volume-no-orientation", nrrd("space origin: (10,20,30)\n", "")),
@@ -240,6 +243,8 @@ def test_forms_of_the_same_volume_give_the_same_volume(tmp_path, content) -> Non
         ("input-unreadable", mha("MSB = False", "MSB = False\nElementByteOrderMSB = True")),
         ("input-unreadable", mha("NDims = 3", "NDims = 3\nNDims = 3")),
         ("input-unreadable", mha("DimSize = 2 3 4", "DimSize = 2 3 1_0")),
+        ("input-unreadable", mha("DimSize = 2 3 4", "DimSize = 2 3\x1f4")),
+        ("volume-no-orientation", mha("ElementSpacing ", "ElementSpacing\x1f")),
         ("input-unreadable", mha("CompressedData = False", "CompressedData = True")),
         ("input-unreadable", mha("CompressedData = False", "CompressedData = perhaps")),
         (

@@ -48,8 +48,10 @@ def assert_volumes(read_ct: tuple[Volume, Lungs], scene: Scene | None = None) ->
     volume, lungs = read_ct
     right_ml, left_ml = lung_volumes_ml()
     assert lesion_ml(volume, scene) == pytest.approx(LESION_ML, rel=0.01)
-    assert lungs.right_ml == pytest.approx(right_ml, rel=0.01)
-    assert lungs.left_ml == pytest.approx(left_ml, rel=0.01)
+    assert lungs.total_ml == pytest.approx(right_ml + left_ml, rel=0.01)
+    # What separates one side from the other is a matter of the lungs' mask, not of geometry.
+    assert lungs.right_ml == pytest.approx(right_ml, rel=0.015)
+    assert lungs.left_ml == pytest.approx(left_ml, rel=0.015)
 
 
 def test_an_upright_even_stack_keeps_the_volumes(read) -> None:

@@ -5,6 +5,7 @@ import gc
 import socket
 import struct
 import time
+import zlib
 from socketserver import BaseServer
 
 import pytest
@@ -12,6 +13,7 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import (
     Comprehensive3DSRStorage,
     CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
     ExplicitVRLittleEndian,
     RLELossless,
@@ -209,6 +211,34 @@ def test_a_disk_that_fills_up_says_so_too(folder, listening, monkeypatch):
     server, inbox = listening()
     assert {r.reason for r in send(server.port, folder)} == {"it is out of resources (0xA700)"}
     assert files_in(inbox.folder) == []
+
+
+def test_another_image_under_the_same_uids_is_answered_as_one_that_is_there(folder, listening, tmp_path):
+    server, inbox = listening()
+    (path, *_) = files_in(folder)
+    assert send(server.port, path) == ()
+    assert send(server.port, path) == ()  # the same again
+    before = [file.read_bytes() for file in files_in(inbox.folder)]
+    image = dcmread(path)
+    image.PatientID = "SOMEBODY ELSE"
+    image.save_as(tmp_path / "x.dcm", enforce_file_format=True)
+    (rejected,) = send(server.port, tmp_path / "x.dcm")
+    assert rejected.reason == "it has the image already (0x0111)"
+    assert [file.read_bytes() for file in files_in(inbox.folder)] == before
+
+
+def test_a_deflated_file_that_expands_without_measure_is_not_sent(folder, tmp_path):
+    image = dcmread(files_in(folder)[0])
+    image.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    image.save_as(tmp_path / "x.dcm", enforce_file_format=True)
+    content = (tmp_path / "x.dcm").read_bytes()
+    start = 144 + int.from_bytes(content[140:144], "little")
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    plain = zlib.decompress(content[start:], -zlib.MAX_WBITS)
+    bomb = deflate.compress(plain + bytes(2**24)) + deflate.flush()
+    (tmp_path / "x.dcm").write_bytes(content[:start] + bomb)
+    (instance,) = find_instances([tmp_path / "x.dcm"])
+    assert "cannot be sent" in client(0)._store(None, instance)
 
 
 def test_an_image_under_a_false_uid_is_refused(folder, listening, tmp_path):

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import stat
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from io import BytesIO
 
 import numpy as np
@@ -62,6 +65,70 @@ def test_the_same_image_twice_is_one_file(images, tmp_path):
         inbox.take([images[0]])
         inbox.take([images[0]])
     assert len(files_in(tmp_path / "in")) == len(inbox.received) == 1
+
+
+def of_study(dataset, number):
+    """The image as the bytes of a file, under another study's UID."""
+    copy = deepcopy(dataset)
+    copy.StudyInstanceUID = f"1.2.3.{number}"
+    return encoded(copy)
+
+
+@pytest.mark.parametrize("limits", [Limits(instances=3), Limits(total_bytes=20_000)])
+def test_one_instances_uid_under_many_studies_passes_no_limit(limits, make_ct, make_series, tmp_path):
+    image = make_series(make_ct())[0]
+    refused = []
+    with Inbox(tmp_path / "in", limits=limits) as inbox:
+        for number in range(12):
+            try:
+                inbox.take([of_study(image, number)])
+            except DataError as error:
+                refused.append(error.code)
+        assert len(inbox) == len(files_in(tmp_path / "in"))
+    sizes = [file.stat().st_size for file in files_in(tmp_path / "in")]
+    assert 1 < len(sizes) <= limits.instances
+    assert sum(sizes) <= limits.total_bytes
+    assert refused == ["pacs-too-large"] * (12 - len(sizes))
+
+
+@pytest.mark.parametrize("is_later", [False, True])
+def test_another_image_under_the_same_uids_is_refused_and_the_first_one_stays(is_later, images, tmp_path):
+    first, other = images[0], images[0][:-1] + bytes([images[0][-1] ^ 1])
+    with Inbox(tmp_path / "in") as inbox:
+        inbox.take([first])
+        if not is_later:
+            with pytest.raises(DataError) as caught:
+                inbox.take([other])
+    if is_later:  # by another run that takes in
+        with Inbox(tmp_path / "in") as inbox:
+            with pytest.raises(DataError) as caught:
+                inbox.take([other])
+            assert len(inbox) == 0
+            inbox.take([first])
+            assert len(inbox) == 1
+    assert caught.value.code == "pacs-duplicate"
+    assert [file.read_bytes() for file in files_in(tmp_path / "in")] == [first]
+
+
+def test_senders_at_the_same_time_pass_no_limit_together(images, tmp_path):
+    start = threading.Barrier(3)
+
+    def slow(image):
+        yield image[:9]
+        start.wait(10)  # all are let in before the first is stored
+        yield image[9:]
+
+    def take(image):
+        try:
+            inbox.take(slow(image))
+        except DataError as error:
+            return error.code
+        return ""
+
+    with Inbox(tmp_path / "in", limits=Limits(instances=1)) as inbox, ThreadPoolExecutor(3) as pool:
+        said = sorted(pool.map(take, images))
+    assert said == ["", "pacs-too-large", "pacs-too-large"]
+    assert len(files_in(tmp_path / "in")) == 1
 
 
 @pytest.mark.parametrize("junk", [b"", b"<html>", bytes(128) + b"DICM", bytes(128) + b"DICM" + b"\xff" * 99])

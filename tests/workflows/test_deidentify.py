@@ -4,7 +4,10 @@
 import gzip
 import json
 import logging
+import os
+import tracemalloc
 import warnings
+import zlib
 from datetime import datetime
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
     EncapsulatedPDFStorage,
     ExplicitVRLittleEndian,
     MediaStorageDirectoryStorage,
@@ -21,6 +25,7 @@ from pydicom.uid import (
 )
 
 from ucadi.cli.main import main
+from ucadi.deid import files
 from ucadi.errors import ConfigError, DataError
 from ucadi.imaging.volume import Volume
 from ucadi.io.dicom_write import SeriesHeader, write_ct_series
@@ -252,6 +257,135 @@ def test_a_nifti_file_that_is_cut_short_is_left_out(make_ct, key_file, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+def add_zeros(path: Path, mebibytes: int) -> None:
+    """Append zeros to what a gzip file holds, as a stream of its own."""
+    with gzip.open(path, "ab", compresslevel=1) as file:
+        for _ in range(mebibytes):
+            file.write(bytes(2**20))
+
+
+def test_what_follows_the_voxels_without_end_is_not_taken_into_memory(make_ct, archive, key_file, tmp_path):
+    write_nifti(make_ct((4, 16, 16)), archive / "ct.nii.gz")
+    add_zeros(archive / "ct.nii.gz", 64)
+    tracemalloc.start()
+    report = deidentify(archive, tmp_path / "out", key_file)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert report.left_out == {"input-unreadable": 1}
+    assert report.damaged == 1
+    assert peak < 32 * 2**20
+
+
+def test_many_voxels_are_not_taken_into_memory_at_once(key_file, tmp_path):
+    header = nib.Nifti1Header()
+    header.set_data_shape((512, 512, 256))
+    header.set_data_dtype(np.int16)
+    header["vox_offset"] = 352
+    header["magic"] = b"n+1"
+    with gzip.open(tmp_path / "ct.nii.gz", "wb", compresslevel=1) as file:
+        file.write(header.binaryblock + bytes(4))
+    add_zeros(tmp_path / "ct.nii.gz", 128)
+    tracemalloc.start()
+    report = deidentify(tmp_path / "ct.nii.gz", tmp_path / "out", key_file)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert report.written == {"NIfTI": 1}
+    assert peak < 32 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("datatype", 77),
+        ("vox_offset", 100),
+        ("vox_offset", np.nan),
+        ("dim", [3, 2**14, 2**14, 2**14, 0, 0, 0, 0]),
+    ],
+)
+def test_a_nifti_header_that_cannot_be_true_is_a_damaged_file(
+    field, value, make_ct, archive, key_file, tmp_path
+):
+    write_nifti(make_ct((4, 16, 16)), tmp_path / "ct.nii")
+    content = (tmp_path / "ct.nii").read_bytes()
+    header = nib.Nifti1Header(content[:348])
+    header[field] = value
+    (archive / "ct.nii").write_bytes(header.binaryblock + content[348:])
+    report = deidentify(archive, tmp_path / "out", key_file)
+    assert report.written == {"DICOM": 4}
+    assert report.left_out.total() == 1
+
+
+# -- damage and links -------------------------------------------------------------------------------------
+
+
+def deflated(image: Dataset, path: Path, *, zeros: int = 0) -> None:
+    """Write an image deflated, with zeros behind its elements."""
+    image.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    image.save_as(path, enforce_file_format=True)
+    content = path.read_bytes()
+    start = 144 + int.from_bytes(content[140:144], "little")
+    plain = zlib.decompress(content[start:], -zlib.MAX_WBITS)
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    path.write_bytes(content[:start] + deflate.compress(plain + bytes(zeros)) + deflate.flush())
+
+
+def test_a_deflated_image_is_cleaned_and_one_that_expands_without_measure_is_damaged(
+    archive, key_file, tmp_path
+):
+    good, bad, *_ = sorted(archive.rglob("*.dcm"))
+    pixels = dcmread(good).pixel_array
+    deflated(dcmread(good), good)
+    deflated(dcmread(bad), bad, zeros=2**24)
+    report = deidentify(archive, tmp_path / "out", key_file)
+    assert report.written == {"DICOM": 3}
+    assert report.left_out == {"input-unreadable": 1}
+    images = [dcmread(path) for path in (tmp_path / "out").rglob("*.dcm")]
+    assert any(np.array_equal(image.pixel_array, pixels) for image in images)
+    assert NAME.encode() not in all_bytes(tmp_path / "out")
+
+
+def test_a_file_that_takes_more_memory_than_there_is_is_left_out(archive, key_file, tmp_path, monkeypatch):
+    clean, calls = files.deidentify_dicom, []
+
+    def short_of_memory(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError
+        return clean(*arguments)
+
+    monkeypatch.setattr(files, "deidentify_dicom", short_of_memory)
+    report = deidentify(archive, tmp_path / "out", key_file)
+    assert report.written == {"DICOM": 3}
+    assert report.left_out == {"input-unreadable": 1}
+
+
+def test_a_file_larger_than_any_image_is_not_read(archive, key_file, tmp_path):
+    path = next(archive.rglob("*_000.dcm"))
+    os.truncate(path, 2**31 + 1)  # takes no room on the disk
+    report = deidentify(archive, tmp_path / "out", key_file)
+    assert report.written == {"DICOM": 3}
+    assert report.damaged == 1
+
+
+def test_links_inside_the_input_are_not_followed(archive, key_file, tmp_path):
+    image = next(archive.rglob("*_000.dcm"))
+    (archive / "again.dcm").symlink_to(image)
+    os.mkfifo(archive / "pipe")
+    assert deidentify(archive, tmp_path / "out", key_file).written == {"DICOM": 4}
+    (tmp_path / "elsewhere.dcm").write_bytes(image.read_bytes())
+    (archive / "outside.dcm").symlink_to(tmp_path / "elsewhere.dcm")
+    with pytest.raises(DataError) as refused:
+        deidentify(archive, tmp_path / "out2", key_file)
+    assert refused.value.code == "input-links"
+
+
+def test_a_folder_with_files_without_end_is_refused(archive, key_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("ucadi.io.files.MAX_ENTRIES", 3)
+    with pytest.raises(DataError) as refused:
+        deidentify(archive, tmp_path / "out", key_file)
+    assert refused.value.code == "input-too-costly"
+
+
 # -- the output -------------------------------------------------------------------------------------------
 
 
@@ -307,6 +441,39 @@ def test_the_command_makes_a_key_once_and_reports_counts(archive, tmp_path, caps
     assert again == 2
     assert "never overwritten" in refused
     assert NAME not in out + err
+
+
+@pytest.mark.parametrize("fault", ["no input", "no image", "output in input", "output is there", "link"])
+def test_a_command_that_fails_leaves_no_key_behind(fault, archive, tmp_path, capsys):
+    source, out, key = archive, tmp_path / "out", tmp_path / "new.key"
+    if fault == "no input":
+        source = tmp_path / "nowhere"
+    elif fault == "no image":
+        source = tmp_path / "texts"
+        source.mkdir()
+        text(source)
+    elif fault == "output in input":
+        out = archive / "out"
+    elif fault == "output is there":
+        out.mkdir()
+        text(out)
+    else:
+        (archive / "x").symlink_to("/")
+    assert run(capsys, source, out, "--key-file", key, "--new-key")[0] in (2, 3)
+    assert not key.exists()
+    for path in (archive / "x", out / f"{NAME}.txt"):
+        path.unlink(missing_ok=True)
+    assert run(capsys, archive, tmp_path / "out", "--key-file", key, "--new-key")[0] == 0
+    assert key.exists()
+
+
+def test_a_key_that_was_there_outlives_a_command_that_fails(archive, key_file, tmp_path, capsys):
+    before = key_file.read_bytes()
+    for source in (archive, tmp_path / "nowhere"):
+        assert run(capsys, source, tmp_path / "out", "--key-file", key_file, "--new-key")[0] != 0
+    (tmp_path / "texts").mkdir()
+    assert run(capsys, tmp_path / "texts", tmp_path / "out", "--key-file", key_file)[0] == 3
+    assert key_file.read_bytes() == before
 
 
 def test_the_command_refuses_a_missing_key_and_an_output_that_is_there(archive, key_file, tmp_path, capsys):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import datetime
 import gc
+import os
 import threading
 from socketserver import BaseServer
 
@@ -10,10 +11,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydicom import dcmread
 
-from ucadi.errors import ConfigError, DicomError, NotAuthorizedError, UcadiError, UnreachableError
+from ucadi.errors import ConfigError, DataError, DicomError, NotAuthorizedError, UcadiError, UnreachableError
 from ucadi.io.dicom_write import SeriesHeader, write_ct_series
 from ucadi.pacs.dicomweb import DicomWeb
 from ucadi.pacs.dimse import Dimse
+from ucadi.pacs.server import find_instances
 from ucadi.workflows.pacs import Trust, connect, listen, pull, read_credentials, send
 
 
@@ -147,6 +149,28 @@ def test_only_dicom_files_are_sent(series, tmp_path, listening):
     assert len(list((tmp_path / "in").rglob("*.dcm"))) == 3
     assert not thread.is_alive()
     assert {path.suffix for path in (tmp_path / "in").rglob("*") if path.is_file()} == {".dcm"}
+
+
+def test_what_a_link_in_a_folder_leads_to_is_not_sent(series, tmp_path):
+    images = sorted(path for path in series.iterdir() if path.suffix == ".dcm")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.dcm").write_bytes(images[0].read_bytes())
+    (tmp_path / "mine" / "b.dcm").symlink_to(tmp_path / "mine" / "a.dcm")
+    os.mkfifo(tmp_path / "mine" / "c.dcm")
+    assert [i.path.name for i in find_instances([tmp_path / "mine"])] == ["a.dcm"]
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    assert [i.path.name for i in find_instances([tmp_path / "link"])] == ["a.dcm"]  # the user's own word
+    (tmp_path / "mine" / "d.dcm").symlink_to(images[1])
+    with pytest.raises(DataError) as caught:
+        send(Whole([]), [tmp_path / "mine"])
+    assert caught.value.code == "input-links"
+
+
+def test_a_folder_with_files_without_end_is_not_sent(series, monkeypatch):
+    monkeypatch.setattr("ucadi.io.files.MAX_ENTRIES", 2)
+    with pytest.raises(DataError) as caught:
+        send(Whole([]), [series])
+    assert caught.value.code == "input-too-costly"
 
 
 def test_a_dry_run_greets_the_server_and_sends_nothing(series, tmp_path, listening):

@@ -210,12 +210,10 @@ def deid(
     as_json: Json = False,
 ) -> None:
     """Replace who the patient is by pseudonyms, UIDs and dates that follow from the site's key."""
-    from ucadi.workflows.deidentify import deidentify, describe_deid, make_key
+    from ucadi.workflows.deidentify import deidentify, describe_deid
 
     check_free(out, force=force, inputs=(source, key_file))
-    if new_key:
-        make_key(key_file)
-    report = deidentify(source, out, key_file, on_progress=_tell)
+    report = deidentify(source, out, key_file, new_key=new_key, on_progress=_tell)
     mark_folder(out)
     if as_json:
         print_json(report.to_json())

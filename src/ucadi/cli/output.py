@@ -65,8 +65,10 @@ def check_new_file(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> N
     Raises:
         ConfigError: ``output-exists``, saying why.
     """
-    if any(path.resolve() == source.resolve() for source in inputs):
-        raise ConfigError("output-exists", f"{path} is what this command reads.", cure="Choose another file.")
+    if any(path.resolve().is_relative_to(source.resolve()) for source in inputs):
+        raise ConfigError(
+            "output-exists", f"{path} is, or lies in, what this command reads.", cure="Choose another file."
+        )
     if path.is_dir() or (path.exists() and not force):
         raise ConfigError("output-exists", f"{path} exists.", cure="Choose another file, or give --force.")
 

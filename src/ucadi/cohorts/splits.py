@@ -8,7 +8,7 @@ from ucadi.deid.key import SiteKey
 from ucadi.errors import ConfigError
 from ucadi.types import Split
 
-__all__ = ["SplitShares", "split_of", "study_pseudonym"]
+__all__ = ["SplitShares", "series_pseudonym", "source_pseudonym", "split_of", "study_pseudonym"]
 
 _PERCENT = 100
 _PLACES = 2**64
@@ -71,3 +71,18 @@ def study_pseudonym(key: SiteKey, study_id: str) -> str:
     """Return a study's pseudonym: an S and 20 digits and letters."""
     digest = hmac.digest(key.secret, b"ucadi cohort study 1\0" + study_id.encode(), "sha256")
     return f"S{digest.hex()[:20].upper()}"
+
+
+def series_pseudonym(key: SiteKey, series_key: str) -> str:
+    """Return a series' pseudonym: 8 hex digits, which without the key nobody can find from its UID.
+
+    Args:
+        key: The site's.
+        series_key: As in a loader report: there it is a plain hash of the UID.
+    """
+    return hmac.digest(key.secret, b"ucadi cohort series 1\0" + series_key.encode(), "sha256").hex()[:8]
+
+
+def source_pseudonym(key: SiteKey, source_hash: str) -> str:
+    """Return what stands for the hash of a study's files, which without the key nobody can compute."""
+    return hmac.digest(key.secret, b"ucadi cohort source 1\0" + source_hash.encode(), "sha256").hex()

@@ -55,6 +55,8 @@ class FoundStudy:
 
     Attributes:
         files: Absolute paths: DICOM files, or one archive, or one volume.
+        damaged: Absolute paths of DICOM files beside them that cannot be read, so that their study is not
+            known. The reader gets them too: else slices would be missing unnoticed.
         kind: As in `FileEntry`.
         study_uid: StudyInstanceUID; empty for a volume.
         patients: (PatientID, IssuerOfPatientID), more than one when the files contradict each other.
@@ -68,6 +70,7 @@ class FoundStudy:
     patients: tuple[tuple[str, str], ...] = ()
     mask: str = ""
     fault: tuple[str, str] = ("", "")
+    damaged: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
@@ -80,17 +83,38 @@ class FoundStudy:
 def find_files(places: Iterable[Path]) -> list[str]:
     """Return all regular files at or under some places, each once, in the order of their paths.
 
-    Hidden files and links are passed over.
+    A place may be a link. Under it, hidden folders, pipes, sockets and devices are passed over, and so are
+    links to what is found anyway.
+
+    Raises:
+        DataError: ``input-links`` when a link leads elsewhere: slices could be missing unnoticed;
+            ``input-unreadable`` when a folder cannot be listed.
     """
     found: set[str] = set()
+    folders: set[str] = set()
+    links: set[str] = set()
     for place in places:
         if place.is_file():
-            found.add(str(place.resolve()))
-        for top, folders, names in os.walk(place.resolve()):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            paths = (Path(top, name) for name in names if not name.startswith("."))
-            found.update(str(path) for path in paths if path.is_file() and not path.is_symlink())
+            found.add(os.path.realpath(place))
+        for top, below, names in os.walk(os.path.realpath(place), onerror=_refuse_unlisted):
+            folders.add(top)
+            below[:] = [name for name in below if not name.startswith(".")]
+            paths = [os.path.join(top, name) for name in (*names, *below)]
+            links.update(path for path in paths if os.path.islink(path))
+            found.update(path for path in paths if os.path.isfile(path) and not os.path.islink(path))
+    astray = sum(os.path.realpath(link) not in found | folders for link in links)
+    if astray:
+        raise DataError("input-links", f"{astray} links in the source lead out of it, or nowhere.")
     return sorted(found)
+
+
+def _refuse_unlisted(error: OSError) -> None:
+    """Refuse a source of which a folder cannot be listed."""
+    raise DataError(
+        "input-unreadable",
+        f"A folder in the source cannot be listed ({type(error).__name__}).",
+        cure="Check that you may read all folders in it.",
+    ) from error
 
 
 def index_files(paths: Sequence[str]) -> list[FileEntry]:
@@ -104,7 +128,13 @@ def index_files(paths: Sequence[str]) -> list[FileEntry]:
 
 
 def group_studies(entries: Iterable[FileEntry]) -> list[FoundStudy]:
-    """Group files into studies, in the order of their first files; damaged ones are in none."""
+    """Group files into studies, in the order of their first files.
+
+    A damaged file goes with each DICOM study that has files in its folder; when there is none, with each
+    whose folders are all in the one above that the damaged file is in too.
+    """
+    entries = list(entries)
+    damaged = [entry.path for entry in entries if entry.kind == "damaged"]
     entries = [entry for entry in entries if entry.kind != "damaged"]
     volumes = {entry.path for entry in entries if entry.kind == "volume"}
     mask_of = {path: mask for path in volumes if (mask := _mask_name(path)) in volumes}
@@ -127,7 +157,26 @@ def group_studies(entries: Iterable[FileEntry]) -> list[FoundStudy]:
                 study = replace(study, fault=("cohort-duplicate", words))
             seen.add(entry.study_uid)
             studies.append(replace(study, mask=mask_of.get(entry.path, "")))
-    return studies
+    return _with_damaged(studies, damaged)
+
+
+def _with_damaged(studies: list[FoundStudy], damaged: list[str]) -> list[FoundStudy]:
+    """Give each study the damaged files that may be its own."""
+    if not damaged:
+        return studies
+    beside: dict[str, list[int]] = {}
+    below: dict[str, list[int]] = {}
+    for number, study in enumerate(studies):
+        if study.kind == "dicom":
+            below.setdefault(study.place, []).append(number)
+            for folder in {os.path.dirname(path) for path in study.files}:
+                beside.setdefault(folder, []).append(number)
+    given: dict[int, list[str]] = {}
+    for path in damaged:
+        above = (below[str(folder)] for folder in Path(path).parents if str(folder) in below)
+        for number in beside.get(os.path.dirname(path)) or next(above, []):
+            given.setdefault(number, []).append(path)
+    return [replace(study, damaged=tuple(given.get(n, ()))) for n, study in enumerate(studies)]
 
 
 def _join(group: list[FileEntry]) -> FoundStudy:
@@ -194,8 +243,11 @@ def _identity(open_file: OpenFile) -> tuple[str, tuple[str, str]] | None:
     if dicom is None:
         return None
     with dicom() as file:
-        dataset = read_elements(file, _WANTED).dataset
-    if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+        elements = read_elements(file, _WANTED)
+    if elements.sop_class == MediaStorageDirectoryStorage:
         return None
-    patient_id, issuer = (str(dataset.get(name) or "") for name in ("PatientID", "IssuerOfPatientID"))
-    return str(dataset.StudyInstanceUID), (patient_id.strip(), issuer.strip())
+    patient_id, issuer = (str(elements.get(name) or "") for name in ("PatientID", "IssuerOfPatientID"))
+    study = str(elements.get("StudyInstanceUID") or "")
+    if not study:
+        raise ValueError("no study is named")
+    return study, (patient_id.strip(), issuer.strip())

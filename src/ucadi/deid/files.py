@@ -1,27 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """One file of any format to a file without its patient, under a name that follows from the key."""
 
-import gzip
 import logging
+import os
 import uuid
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from pydicom import dcmread
 
 from ucadi.deid.dataset import deidentify_dicom
 from ucadi.deid.key import SiteKey
-from ucadi.deid.nifti import deidentify_nifti
+from ucadi.deid.nifti import deidentify_nifti, is_gzip
 from ucadi.errors import DataError
-from ucadi.io.files import READ_ERRORS
+from ucadi.io.elements import inflated
+from ucadi.io.files import MAX_ENTRY_BYTES, READ_ERRORS, OpenFile
 from ucadi.io.nifti import is_nifti
 
 __all__ = ["CleanFile", "write_deidentified"]
 
 _GZIP_LEVEL = 1  # as `ucadi.io.nifti.write_nifti`
+_GZIP_WINDOW = 31  # zlib's word for a gzip container, with the largest window
 _PREAMBLE_BYTES, _DICOM_MARK = 128, b"DICM"
 _FOLDER_DIGITS = 16  # of 32; two studies of a patient never share 64 bits by chance
 
@@ -41,13 +45,13 @@ class CleanFile:
     has_id: bool = True
 
 
-def write_deidentified(path: Path, folder: Path, key: SiteKey) -> CleanFile:
+def write_deidentified(source: OpenFile, folder: Path, key: SiteKey) -> CleanFile:
     """Write a file without its patient into a folder.
 
     A DICOM image goes to ``patient/study/series/instance.dcm``, a NIfTI file to the top.
 
     Args:
-        path: A file of any format.
+        source: Opens a file of any format.
         folder: Where results go.
         key: The site's key.
 
@@ -56,15 +60,15 @@ def write_deidentified(path: Path, folder: Path, key: SiteKey) -> CleanFile:
             ``deid-convert``, ``deid-duplicate``, or as `deidentify_dicom` and `deidentify_nifti`.
         OSError: If the disk or a permission fails.
     """
-    with path.open("rb") as file:
-        head = file.read(_PREAMBLE_BYTES + len(_DICOM_MARK))
     try:
-        with _quiet_libraries():
+        with source() as file, _quiet_libraries():
+            head = file.read(_PREAMBLE_BYTES + len(_DICOM_MARK))
+            file.seek(0)
             if head[_PREAMBLE_BYTES:] == _DICOM_MARK:
-                return _write_dicom(path, folder, key)
-            if is_nifti(path):
-                return _write_nifti(path, folder, key)
-    except READ_ERRORS as error:
+                return _write_dicom(file, folder, key)
+            if is_nifti(source):
+                return _write_nifti(file, folder, key)
+    except (*READ_ERRORS, MemoryError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # a disk or a permission, not the file's content
         raise DataError("input-unreadable", f"The file is damaged ({type(error).__name__}).") from error
@@ -89,9 +93,12 @@ def _quiet_libraries() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _write_dicom(path: Path, folder: Path, key: SiteKey) -> CleanFile:
-    """Write a DICOM image under its new identifiers."""
-    source = dcmread(path)
+def _write_dicom(opened: BinaryIO, folder: Path, key: SiteKey) -> CleanFile:
+    """Write a DICOM image under its new identifiers; a deflated one is written expanded."""
+    size = os.fstat(opened.fileno()).st_size
+    if size > MAX_ENTRY_BYTES:
+        raise DataError("input-unreadable", f"A file of {size:,} bytes is no CT image.")
+    source = dcmread(inflated(opened))
     image = deidentify_dicom(source, key)
     patient = str(image.PatientID)
     study, series, instance = (
@@ -109,15 +116,30 @@ def _write_dicom(path: Path, folder: Path, key: SiteKey) -> CleanFile:
     return CleanFile("DICOM", patient, has_id=bool(str(source.get("PatientID") or "").strip(" \0")))
 
 
-def _write_nifti(path: Path, folder: Path, key: SiteKey) -> CleanFile:
+def _write_nifti(opened: BinaryIO, folder: Path, key: SiteKey) -> CleanFile:
     """Write a NIfTI file under a name that follows from its content."""
-    content, is_compressed = deidentify_nifti(path)
-    file = folder / f"{key.name(content)}.nii{'.gz' * is_compressed}"
-    if file.exists():
-        raise DataError("deid-duplicate", "Another file has the same content.")
-    # Without a name and a time stamp in the container.
-    file.write_bytes(gzip.compress(content, _GZIP_LEVEL, mtime=0) if is_compressed else content)
+    is_compressed = is_gzip(opened)
+    part = folder / ".part"
+    try:
+        with part.open("wb") as target:
+            name = key.name(_written(deidentify_nifti(opened), target, is_compressed=is_compressed))
+        file = folder / f"{name}.nii{'.gz' * is_compressed}"
+        if file.exists():
+            raise DataError("deid-duplicate", "Another file has the same content.")
+        part.rename(file)
+    finally:
+        part.unlink(missing_ok=True)
     return CleanFile("NIfTI")
+
+
+def _written(pieces: Iterator[bytes], target: BinaryIO, *, is_compressed: bool) -> Iterator[bytes]:
+    """Pass on what is written at the same time; the container states no name and no time."""
+    packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, _GZIP_WINDOW) if is_compressed else None
+    for piece in pieces:
+        target.write(packer.compress(piece) if packer else piece)
+        yield piece
+    if packer:
+        target.write(packer.flush())
 
 
 def _digits(uid: str) -> str:

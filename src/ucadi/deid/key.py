@@ -12,6 +12,7 @@ import secrets
 import stat
 import unicodedata
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,9 +72,12 @@ class SiteKey:
         """Return by how many days a patient's dates are moved: 1 to 3652 back."""
         return -1 - int.from_bytes(self._digest("days", pseudonym.encode())[:8], "big") % _MAX_SHIFT_DAYS
 
-    def name(self, content: bytes) -> str:
-        """Return a file's name from its cleaned content."""
-        return self._digest("name", content).hex()[:32]
+    def name(self, content: Iterable[bytes]) -> str:
+        """Return a file's name from its cleaned content, given piece by piece."""
+        digest = hmac.new(self._key("name"), digestmod="sha256")
+        for piece in content:
+            digest.update(piece)
+        return digest.hexdigest()[:32]
 
     def _pseudonym(self, purpose: str, text: str) -> str:
         """Return a P and 20 digits and letters."""
@@ -81,8 +85,11 @@ class SiteKey:
 
     def _digest(self, purpose: str, data: bytes) -> bytes:
         """Hash under the purpose's own key."""
-        key = hmac.digest(self.secret, b"ucadi deid 1 " + purpose.encode() + b"\1", "sha256")
-        return hmac.digest(key, data, "sha256")
+        return hmac.digest(self._key(purpose), data, "sha256")
+
+    def _key(self, purpose: str) -> bytes:
+        """Return the key of a purpose."""
+        return hmac.digest(self.secret, b"ucadi deid 1 " + purpose.encode() + b"\1", "sha256")
 
 
 def make_key_file(path: Path) -> SiteKey:

@@ -26,6 +26,7 @@ from pydicom.uid import (
 )
 
 from ucadi.errors import DicomError
+from ucadi.io.streams import MAX_VOXELS
 
 __all__ = ["blank_jpeg", "blank_jpeg2000", "set_clean_pixels"]
 
@@ -45,9 +46,12 @@ def set_clean_pixels(source: Dataset, target: Dataset) -> None:
 
     Raises:
         DicomError: ``deid-encoding`` for an encoding whose comments cannot be found, ``deid-pixel-bits`` when
-            bits outside of the values are in use, ``dicom-undecodable`` when there are too few bytes.
+            bits outside of the values are in use, ``dicom-undecodable`` when there are too few bytes, or too
+            many pixels.
         ValueError: If the encapsulation is damaged (one of `ucadi.io.files.READ_ERRORS`).
     """
+    if int(target.get("NumberOfFrames") or 1) * target.Rows * target.Columns > MAX_VOXELS:
+        raise DicomError("dicom-undecodable", "The header states more pixels than any chest CT has.")
     syntax = source.file_meta.TransferSyntaxUID
     has_overlay = any(0x6000 <= tag.group <= 0x60FF for tag in source.keys())  # noqa: SIM118 (tags, not elements)
     if not syntax.is_encapsulated:

@@ -87,7 +87,7 @@ def check_lungs(lungs: Lungs) -> tuple[Remark, ...]:
             "this is a child, the voxel size is wrong, and with it all volumes and distances."
         )
         warnings.append(Remark("lung-volume", text))
-    if is_upside_down(lungs.mask):
+    if is_upside_down(lungs.sides > 0):
         text = (
             "The lungs look upside-down: their upper end is hollow as over the diaphragm. Check the "
             "orientation in the header; left and right may be exchanged."

@@ -32,6 +32,7 @@ _AROUND = ndimage.generate_binary_structure(3, 3)
 _IN_PLANE = ndimage.generate_binary_structure(3, 1) & np.array([False, True, False])[:, None, None]
 
 Mask = Bool[np.ndarray, "z y x"]
+Box = tuple[slice, slice, slice]
 Sides = UInt8[np.ndarray, "z y x"]
 Spacing = Float[np.ndarray, "3"]
 
@@ -47,6 +48,9 @@ _UPRIGHT = 0.94
 
 _COARSE_MM = 6.0
 """Spacing at which the shapes are compared."""
+
+_MARGIN_MM = 36.0
+"""Around the lungs: ribs, and the other lung's image when one is smaller."""
 
 _DIRECTIONS = 48
 """Sides of the polygon around each slice's lungs: within 0.3 mm of a circle of 140 mm."""
@@ -145,16 +149,39 @@ def fill_consolidation(sides: Sides, hu: Shaped[np.ndarray, "z y x"], spacing_mm
         return sides
     steps = np.maximum(1, np.round(_COARSE_MM / spacing_mm)).astype(int)
     z, y, x = (slice(None, None, step) for step in steps)
-    shapes = _compare(sides[z, y, x], hu[z, y, x], spacing_mm * steps)
+    coarse, coarse_mm = sides[z, y, x], spacing_mm * steps
+    near = _box_around(coarse > 0, coarse_mm)
+    shapes = coarse.copy()
+    shapes[near] = _compare(coarse[near], hu[z, y, x][near], coarse_mm)
     filled = sides.copy()
     for side in (RIGHT, LEFT):
-        added = _interpolate((shapes == side) & (sides[z, y, x] == 0), steps, sides.shape) & (sides == 0)
+        added = _interpolate((shapes == side) & (coarse == 0), steps, sides.shape) & (sides == 0)
         is_above_lung = _spread(np.logical_or.accumulate(sides == side), added, spacing_mm)
-        filled[added & is_above_lung] = side
+        filled[_without_slabs(added & is_above_lung, spacing_mm)] = side
         for box, piece in _pieces(added & ~is_above_lung):
             if _has_airways(piece, hu[box], spacing_mm):
                 filled[box][piece & (filled[box] == 0)] = side
     return filled
+
+
+def _box_around(lungs: Mask, spacing_mm: Spacing) -> Box:
+    """Return the box around the lungs with a margin for chest wall and ribs."""
+    z, y, x = (
+        slice(max(0, side.start - int(_MARGIN_MM / mm)), side.stop + int(_MARGIN_MM / mm))
+        for side, mm in zip(ndimage.find_objects(lungs.view(np.uint8))[0], spacing_mm, strict=True)
+    )
+    return z, y, x
+
+
+def _without_slabs(added: Mask, spacing_mm: Spacing) -> Mask:
+    """Take out what is thin: a slope of the diaphragm beside columns of lung."""
+    if not added.any():
+        return added
+    z, y, x = ndimage.find_objects(added.view(np.uint8))[0]
+    thick = np.zeros_like(added)
+    half = max(1, round(_ASLANT_MM / 2.0 / float(spacing_mm.mean())))
+    thick[z, y, x] = ndimage.binary_opening(added[z, y, x], iterations=half)
+    return thick
 
 
 def _spread(columns: Mask, near: Mask, spacing_mm: Spacing) -> Mask:
@@ -199,7 +226,7 @@ def _interpolate(
     return np.asarray(share > 0.5)
 
 
-def _pieces(mask: Mask) -> Iterator[tuple[tuple[slice, slice, slice], Mask]]:
+def _pieces(mask: Mask) -> Iterator[tuple[Box, Mask]]:
     """Yield the connected pieces of a mask, each with its box."""
     labels, _ = ndimage.label(mask)
     for number, box in enumerate(ndimage.find_objects(labels), start=1):

@@ -8,7 +8,6 @@ __all__ = ["REMARKS", "Remark"]
 REMARKS: dict[str, str] = {
     # -- repairs --------------------------------------------------------------------------------------
     "duplicates-dropped": "Slices that were there twice, with equal pixels, were dropped.",
-    "inverted": "Values that fall with density (MONOCHROME1) were turned round.",
     "padding-replaced": "Values that mean no measurement were set to air.",
     "slices-interpolated": "One or two missing slices were interpolated from their neighbors.",
     "spacing-resampled": "Slices at uneven distances were resampled to even ones from their true positions.",
@@ -25,8 +24,9 @@ REMARKS: dict[str, str] = {
     "lung-volume": "The lungs' volume is not an adult's.",
     "many-series": "Another series is as good as the chosen one.",
     "padding-kept": "The stated padding value lies among tissue values and was not replaced.",
+    "rescale-type": "The header states another unit than Hounsfield's.",
     "spine-in-front": "By the header the spine lies at the front of the chest.",
-    "split-acquisition": "The series holds several acquisitions; one was chosen.",
+    "split-acquisition": "The series holds other images too, which were left out.",
     "thick-slices": "The slices are so thick that small lesions may be missed.",
     "upside-down": "The lungs look upside-down.",
 }

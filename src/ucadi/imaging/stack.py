@@ -53,6 +53,9 @@ _RARE = 0.1
 _WIDE = 1.5
 """A gap of this many usual ones is wide."""
 
+_TOO_NEAR = 0.2
+"""A gap of less than this share of the usual wide ones (the third quartile) is no spacing of one scan."""
+
 
 @dataclass(frozen=True, eq=False)
 class Stack:
@@ -62,7 +65,8 @@ class Stack:
         grid: Of the finished volume; axes are the slices' normal, column and row directions.
         buffer_shape: (slices with room for missing ones, rows, columns) of the array to decode into.
         slots: Index in the buffer for each slice, in the order of the positions.
-        missing: Indices along z of slices that are interpolated.
+        missing: Slots in the buffer that no slice fills.
+        interpolated: Indices along z of the volume's slices where none was measured nearby.
         repairs: What `finish` changes.
     """
 
@@ -70,6 +74,7 @@ class Stack:
     buffer_shape: tuple[int, int, int]
     slots: Int[np.ndarray, " slices"]
     missing: tuple[int, ...]
+    interpolated: tuple[int, ...]
     repairs: tuple[Remark, ...]
     _shifts: Float[np.ndarray, "slices 2"] | None
     _heights: Float[np.ndarray, " slices"] | None
@@ -137,6 +142,7 @@ def plan_stack(
         buffer_shape=(int(slots[-1]) + 1, *size),
         slots=slots,
         missing=missing,
+        interpolated=missing if is_even else _far_slices(heights, depth, step),
         repairs=tuple(repairs),
         _shifts=None if shifts is None else shifts - low,
         _heights=None if is_even else heights,
@@ -156,18 +162,43 @@ def _space(
     lost = int((np.rint(gaps[is_wide] / usual) - 1).sum())
     is_rare = 0 < np.count_nonzero(is_wide) <= max(1.0, _RARE * len(gaps))
     if lost > MAX_MISSING if is_rare else gaps.max() > MAX_GAP_MM:
-        worst = int(gaps.argmax())
-        guess = f"; {lost} slices are missing in all" if is_rare else ""
+        raise _too_wide(gaps, usual, positions_mm, lost if is_rare else 0)
+    if gaps.min() < _TOO_NEAR * np.quantile(gaps, 0.75):
         raise GeometryError(
             "dicom-uneven-spacing",
-            f"Above z = {positions_mm[worst][2]:.1f} mm the gap is {gaps[worst]:.2f} mm, {usual:.2f} mm is "
-            f"usual{guess}.",
+            f"Slices lie only {gaps.min():.2f} mm apart where others are {gaps.max():.2f} mm apart, as when "
+            "two acquisitions are mixed.",
         )
     if is_rare:
         filled = np.concatenate([[0], np.cumsum(np.maximum(1, np.rint(gaps / usual)))]).astype(np.int64)
         if (step := _lattice_step(heights, filled)) is not None:
             return filled, step, True
+        if gaps.max() > MAX_GAP_MM:
+            raise _too_wide(gaps, usual, positions_mm, lost)
     return slots, usual, False
+
+
+def _too_wide(
+    gaps: Float[np.ndarray, " gaps"],
+    usual: float,
+    positions_mm: Float[np.ndarray, "slices 3"],
+    lost: int,
+) -> GeometryError:
+    """Name the place of the widest gap."""
+    worst = int(gaps.argmax())
+    guess = f"; {lost} slices are missing in all" if lost else ""
+    return GeometryError(
+        "dicom-uneven-spacing",
+        f"Above z = {positions_mm[worst][2]:.1f} mm the gap is {gaps[worst]:.2f} mm, {usual:.2f} mm is "
+        f"usual{guess}.",
+    )
+
+
+def _far_slices(heights: Float[np.ndarray, " slices"], depth: int, step: float) -> tuple[int, ...]:
+    """Return the slices of a resampled volume that lie in a wide gap, away from all measured ones."""
+    places = step * np.arange(depth)
+    distance = np.abs(places[:, None] - heights[None, :]).min(axis=1)
+    return tuple(np.flatnonzero(distance >= _WIDE * step / 2.0).tolist())
 
 
 def _lattice_step(heights: Float[np.ndarray, " slices"], slots: Int[np.ndarray, " slices"]) -> float | None:

@@ -2,8 +2,9 @@
 """Images of one series that lie at the same place: copies of each other, or several acquisitions."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -11,7 +12,10 @@ from ucadi.errors import DicomError
 from ucadi.io.headers import Header
 from ucadi.io.pixels import read_stored
 
-__all__ = ["SAME_PLACE_MM", "Acquisition", "split_acquisitions"]
+__all__ = ["MIN_SLICES", "SAME_PLACE_MM", "Acquisition", "split_acquisitions"]
+
+MIN_SLICES = 16
+"""The classifier draws 16 slices; the published code asks for more than 15."""
 
 SAME_PLACE_MM = 0.02
 """Slices nearer to each other lie at the same place; positions are written with 0.01 mm or better."""
@@ -35,25 +39,31 @@ class Acquisition:
 def split_acquisitions(headers: Sequence[Header]) -> list[Acquisition]:
     """Sort images by place, drop copies, and tell acquisitions apart.
 
-    They are told apart by acquisition number, temporal position or time, and only when different images lie
-    at the same place: scanners also number the parts of one volume.
+    They are told apart by acquisition number, temporal position or time, and only when they reach into each
+    other: scanners also number the parts of one volume and each of its slices.
 
     Args:
         headers: One or more, all with a plane, in one direction.
     """
     whole = _acquisition(headers)
-    if whole.clash_mm is None:
-        return [whole]
     for k in range(len(headers[0].acquisition)):
         groups: dict[str, list[Header]] = defaultdict(list)
         for header in headers:
             groups[header.acquisition[k]].append(header)
-        if len(groups) == 1:
+        if len(groups) == 1 or (whole.clash_mm is None and not _interleave(groups.values())):
             continue
         parts = [_acquisition(group) for group in groups.values()]
-        if all(part.clash_mm is None for part in parts):
+        is_volume = any(len(part.headers) >= MIN_SLICES for part in parts)
+        if is_volume and all(part.clash_mm is None for part in parts):
             return parts
     return [whole]
+
+
+def _interleave(groups: Iterable[Sequence[Header]]) -> bool:
+    """Tell whether slices of one group lie between those of another one."""
+    heights = [sorted(h.plane.height_mm for h in group if h.plane is not None) for group in groups]
+    spans = sorted((of_group[0], of_group[-1]) for of_group in heights)
+    return any(low < before[1] - SAME_PLACE_MM for before, (low, _) in pairwise(spans))
 
 
 def _acquisition(headers: Sequence[Header]) -> Acquisition:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ucadi.errors import DicomError
+from ucadi.imaging.continuity import check_continuity
 from ucadi.imaging.orientation import to_canonical
 from ucadi.imaging.remarks import Remark
 from ucadi.imaging.volume import Volume
@@ -49,6 +50,7 @@ def read_series(series: Series) -> DicomVolume:
         series: A candidate: its slices are in order and their stack is planned.
 
     Raises:
+        DataError: ``ct-interleaved`` when two acquisitions alternate.
         DicomError: If a slice cannot be decoded. Messages name the series by number and key, places by mm.
     """
     stack = series.stack
@@ -64,10 +66,12 @@ def read_series(series: Series) -> DicomVolume:
         counts = read_hu(series.headers, [buffer[slot] for slot in stack.slots])
     except DicomError as error:
         raise DicomError(error.code, f"{series.name}: {error.detail}", cure=error.cure) from error
+    if not stack.missing:
+        check_continuity(buffer)  # here, where slices are as measured; resampling would blur what alternates
     volume = to_canonical(Volume(stack.finish(buffer, LOWEST_HU), stack.grid))
     repairs = (*_repairs(series.copies, counts, buffer.size), *stack.repairs)
     warnings = _warnings(series.headers, stack.grid.spacing_mm[0], counts)
-    return DicomVolume(volume, stack.missing, repairs, warnings, source)
+    return DicomVolume(volume, stack.interpolated, repairs, warnings, source)
 
 
 def _source(series: Series) -> SourceSeries:
@@ -110,6 +114,10 @@ def _warnings(headers: Sequence[Header], step_mm: float, counts: PixelCounts) ->
     if any(header.is_lossy for header in headers):
         text = "The images were compressed with loss, so fine detail and HU are not exact."
         warnings.append(Remark("lossy", text))
+    unit = headers[0].unit
+    if unit not in ("", "HU"):
+        text = "The header says that the values are not in Hounsfield units (RescaleType); they look as if."
+        warnings.append(Remark("rescale-type", text))
     thickness = headers[0].thickness_mm
     if thickness and step_mm > _GAP_FACTOR * thickness + _GAP_MM:
         text = f"Slices {thickness:.1f} mm thick lie {step_mm:.1f} mm apart; what is between is not seen."

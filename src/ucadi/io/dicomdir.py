@@ -16,21 +16,21 @@ _MAX_BYTES = 64 * 2**20
 _WANTED = ["DirectoryRecordSequence", "ReferencedFileID"]
 
 
-def files_of_dicomdir(path: Path) -> list[OpenFile]:
-    """Return the files that an index lists; empty for a DICOM file that is no index.
+def files_of_dicomdir(path: Path) -> tuple[list[OpenFile], int] | None:
+    """Return the files that an index lists, and how many more are not there; None for any other file.
 
     Names are taken only when they lead, without links, to a file in the index's own folder: an index is not
     trusted to name any other. Upper and lower case count as equal, as on a CD.
 
     Raises:
         DicomError: ``input-unreadable`` when the index is damaged; ``dicom-none`` when no file that it lists
-            is there.
+            is there; ``input-too-costly`` when it lists more than `MAX_ENTRIES`.
     """
     try:
         with file_of_path(path)() as file:
             meta = dcmread(file, stop_before_pixels=True, specific_tags=["SOPClassUID"]).file_meta
         if meta.get("MediaStorageSOPClassUID") != MediaStorageDirectoryStorage:
-            return []
+            return None
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError("an index of more than 64 MiB")
         with file_of_path(path)() as file:
@@ -39,7 +39,11 @@ def files_of_dicomdir(path: Path) -> list[OpenFile]:
     except READ_ERRORS as error:
         raise DicomError("input-unreadable", f"The DICOMDIR is damaged ({type(error).__name__}).") from error
     listed: dict[Path, dict[str, Path]] = {}
-    targets = (_resolve(path.parent, parts, listed) for parts in names[:MAX_ENTRIES])
+    if len(names) > MAX_ENTRIES:
+        raise DicomError(
+            "input-too-costly", f"The DICOMDIR lists {len(names)} files, more than {MAX_ENTRIES}."
+        )
+    targets = (_resolve(path.parent, parts, listed) for parts in names)
     found = [target for target in targets if target is not None]
     if not found:
         raise DicomError(
@@ -47,7 +51,7 @@ def files_of_dicomdir(path: Path) -> list[OpenFile]:
             f"The DICOMDIR lists {len(names)} files, none of which is there.",
             cure="Copy the whole CD or export, not the DICOMDIR alone.",
         )
-    return [file_of_path(target) for target in found]
+    return [file_of_path(target) for target in found], len(names) - len(found)
 
 
 def _name(record: Dataset) -> tuple[str, ...]:

@@ -212,7 +212,8 @@ def _is_inside(root: str, path: str) -> bool:
 
 def _is_regular(entry: zipfile.ZipInfo) -> bool:
     """Tell whether an entry is a plain file; archives made elsewhere than on Unix state no kind."""
-    return not entry.is_dir() and stat.S_IFMT(entry.external_attr >> 16) in (0, stat.S_IFREG)
+    is_folder = entry.filename.endswith("/")  # zipfile's own test fails on an empty name
+    return not is_folder and stat.S_IFMT(entry.external_attr >> 16) in (0, stat.S_IFREG)
 
 
 def _check_entry(number: int, entry: zipfile.ZipInfo) -> None:

@@ -9,12 +9,13 @@ from pydicom.valuerep import VR
 
 from ucadi.io.files import MAX_ENTRY_BYTES, OpenFile
 
-__all__ = ["HEAD_BYTES", "MemoryFile", "framed", "is_dicom"]
+__all__ = ["HEAD_BYTES", "MemoryFile", "framed", "is_blank", "is_dicom"]
 
 HEAD_BYTES = 132
 """The preamble and the mark after it."""
 
 _MAGIC = b"DICM"
+_BLANK_BYTES = 4096
 _META_GROUP = b"\x02\x00"
 _FIRST_TAGS = tuple(
     struct.pack("<HH", 0x0008, element) for element in (0x0000, 0x0001, 0x0005, 0x0008, 0x0016)
@@ -33,6 +34,12 @@ class MemoryFile(io.BytesIO):
 def is_dicom(head: bytes) -> bool:
     """Tell by its first `HEAD_BYTES` bytes whether a file is DICOM, with or without a preamble."""
     return head[HEAD_BYTES - len(_MAGIC) : HEAD_BYTES] == _MAGIC or _is_bare(head)
+
+
+def is_blank(open_file: OpenFile) -> bool:
+    """Tell whether a file is empty or begins with zeros only, as after a copy that failed."""
+    with open_file() as file:
+        return not any(file.read(_BLANK_BYTES))
 
 
 def framed(open_file: OpenFile) -> OpenFile | None:

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What decides about a DICOM image, read without its pixels: one header for each slice or frame."""
 
+import hashlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from pydicom import Dataset
+from pydicom.multival import MultiValue
 from pydicom.uid import (
     CTImageStorage,
     EnhancedCTImageStorage,
@@ -35,18 +39,22 @@ _WANTED = tags_of(
         "BurnedInAnnotation",
         "Columns",
         "ConvolutionKernel",
+        "FrameOfReferenceUID",
         "ImageOrientationPatient",
         "ImagePositionPatient",
         "ImageType",
+        "IssuerOfPatientID",
         "LossyImageCompression",
         "Modality",
         "NumberOfFrames",
+        "PatientID",
         "PhotometricInterpretation",
         "PixelPaddingRangeLimit",
         "PixelPaddingValue",
         "PixelSpacing",
         "RescaleIntercept",
         "RescaleSlope",
+        "RescaleType",
         "Rows",
         "SOPClassUID",
         "SOPInstanceUID",
@@ -80,8 +88,9 @@ class Plane:
     @property
     def normal(self) -> Float[np.ndarray, "3"]:
         """Unit vector across the slice, toward the head."""
-        cross = np.cross(self.row, self.column)
-        return np.asarray(cross / np.linalg.norm(cross) * (1.0 if cross[2] >= 0 else -1.0))
+        (a, b, c), (d, e, f) = self.row.tolist(), self.column.tolist()
+        across = np.array((b * f - c * e, c * d - a * f, a * e - b * d))
+        return across * ((1.0 if across[2] >= 0 else -1.0) / math.sqrt(across @ across))
 
     @property
     def height_mm(self) -> float:
@@ -90,10 +99,10 @@ class Plane:
 
     def is_parallel(self, other: "Plane") -> bool:
         """Tell whether both are turned alike, rows and columns too."""
-        return bool(
-            np.allclose(self.row, other.row, rtol=0, atol=_SAME_DIRECTION)
-            and np.allclose(self.column, other.column, rtol=0, atol=_SAME_DIRECTION)
-        )
+        if self.row is other.row:  # as in nearly all pairs of one series
+            return True
+        turned = np.abs([self.row - other.row, self.column - other.column])
+        return bool(turned.max() <= _SAME_DIRECTION)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +112,11 @@ class Header:
     Attributes:
         open: Opens the file.
         frame: Index of the frame from 0; None when the file has one image.
+        patient: Hash of the patient's id and its issuer.
         study_uid: Stays in memory, as all UIDs; reports carry hashes.
         series_uid: Of the series.
         instance_uid: Of the file (SOPInstanceUID).
+        frame_uid: Of the frame of reference: places with different ones cannot be compared.
         number: SeriesNumber, when it is short enough not to be an identifier.
         modality: Two to four letters, for example CT.
         images: Number of frames that the header stands for; 1 but for multi-frame objects that are no CT.
@@ -119,15 +130,18 @@ class Header:
         plane: None when position, orientation or pixel spacing is missing or malformed.
         thickness_mm: Nominal thickness of the slice.
         rescale: Slope and intercept from stored values to HU.
+        unit: What the rescaled values are said to be (RescaleType); empty when not said.
         padding: Stored values that mean no measurement: the value, or the ends of a range.
         layout: How the file's pixels are stored; None when that is not one gray sample each.
     """
 
     open: OpenFile
     frame: int | None
+    patient: str
     study_uid: str
     series_uid: str
     instance_uid: str
+    frame_uid: str
     number: int | None
     modality: str
     images: int
@@ -141,6 +155,7 @@ class Header:
     plane: Plane | None
     thickness_mm: float | None
     rescale: tuple[float, float]
+    unit: str
     padding: tuple[int, ...]
     layout: PixelLayout | None
 
@@ -156,14 +171,13 @@ def read_headers(open_file: OpenFile) -> list[Header]:
         return []
     with open_framed() as file:
         elements = read_elements(file, _WANTED | PIXEL_TAGS)
-    dataset = elements.dataset
-    if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+    if elements.sop_class == MediaStorageDirectoryStorage:
         return []
-    sop_class = str(dataset.get("SOPClassUID", ""))
-    frames = int(_number(dataset, "NumberOfFrames") or 1)
+    sop_class = str(elements.get("SOPClassUID", ""))
+    frames = int(_number(elements.get("NumberOfFrames")) or 1)
     if sop_class not in _ENHANCED:
         return [_header(open_framed, elements, {}, None, max(1, frames))]
-    shared, each = (list(dataset.get(name) or ()) for name in _GROUPS)
+    shared, each = (list(elements.get(name) or ()) for name in _GROUPS)
     if not 1 <= frames == len(each) <= _MAX_FRAMES:
         raise ValueError(f"{frames} frames, but {len(each)} items describe them")
     common = _elements_of_groups(shared[0]) if shared else {}
@@ -188,23 +202,24 @@ def _header(
     open_file: OpenFile, elements: Elements, of_frame: Mapping[str, Any], frame: int | None, images: int
 ) -> Header:
     """Build a header; what a frame says comes before what the file says."""
-    dataset = elements.dataset
 
     def get(name: str) -> Any:
-        return of_frame.get(name, dataset.get(name))
+        return of_frame[name] if name in of_frame else elements.get(name)
 
-    types = get("FrameType") or dataset.get("ImageType") or ()
-    number = _number(dataset, "SeriesNumber")
-    slope, intercept = _as_number(get("RescaleSlope")), _as_number(get("RescaleIntercept"))
-    padding = (_as_number(dataset.get(name)) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    types = get("FrameType") or elements.get("ImageType") or ()
+    number = _number(elements.get("SeriesNumber"))
+    slope, intercept = _number(get("RescaleSlope")), _number(get("RescaleIntercept"))
+    padding = (_number(elements.get(name)) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
     return Header(
         open=open_file,
         frame=frame,
-        study_uid=str(dataset.get("StudyInstanceUID", "")),
-        series_uid=str(dataset.SeriesInstanceUID),
-        instance_uid=str(dataset.get("SOPInstanceUID", "")),
+        patient=_hash(elements.get("PatientID"), elements.get("IssuerOfPatientID")),
+        study_uid=str(elements.get("StudyInstanceUID", "")),
+        series_uid=str(elements.found["SeriesInstanceUID"].value),
+        instance_uid=str(elements.get("SOPInstanceUID", "")),
+        frame_uid=str(elements.get("FrameOfReferenceUID") or ""),
         number=int(number) if number is not None and 0 <= number <= _MAX_SERIES_NUMBER else None,
-        modality=_modality(str(dataset.get("Modality") or ""), str(dataset.get("SOPClassUID", ""))),
+        modality=_modality(str(elements.get("Modality") or ""), str(elements.get("SOPClassUID", ""))),
         images=images,
         image_type=frozenset([types] if isinstance(types, str) else map(str, types)),
         kernel=str(get("ConvolutionKernel") or ""),
@@ -213,18 +228,24 @@ def _header(
             str(get("TemporalPositionIndex") or get("TemporalPositionIdentifier") or ""),
             str(get("FrameAcquisitionDateTime") or get("AcquisitionTime") or ""),
         ),
-        size=(int(_number(dataset, "Rows") or 0), int(_number(dataset, "Columns") or 0)),
+        size=(int(_number(elements.get("Rows")) or 0), int(_number(elements.get("Columns")) or 0)),
         is_plain=images == 1
-        and _number(dataset, "SamplesPerPixel") in (None, 1.0)
-        and str(dataset.get("PhotometricInterpretation", "MONOCHROME2")).startswith("MONOCHROME"),
-        is_burned=dataset.get("BurnedInAnnotation") == "YES",
-        is_lossy=dataset.get("LossyImageCompression") == "01",
+        and _number(elements.get("SamplesPerPixel")) in (None, 1.0)
+        and str(elements.get("PhotometricInterpretation", "MONOCHROME2")).startswith("MONOCHROME"),
+        is_burned=str(elements.get("BurnedInAnnotation") or "NO").strip().upper() != "NO",
+        is_lossy=elements.get("LossyImageCompression") == "01",
         plane=_plane(*(get(n) for n in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"))),
-        thickness_mm=_as_number(get("SliceThickness")),
+        thickness_mm=_number(get("SliceThickness")),
         rescale=(1.0 if slope is None else slope, 0.0 if intercept is None else intercept),
+        unit=str(get("RescaleType") or "").strip().upper(),
         padding=tuple(int(value) for value in padding if value is not None and abs(value) < 2**31),
         layout=pixel_layout(elements),
     )
+
+
+def _hash(*words: Any) -> str:
+    """Return a hash by which patients are told apart without keeping who they are."""
+    return hashlib.sha256("\n".join(str(word or "").strip() for word in words).encode()).hexdigest()
 
 
 def _modality(stated: str, sop_class: str) -> str:
@@ -236,35 +257,38 @@ def _modality(stated: str, sop_class: str) -> str:
 
 def _plane(position: Any, orientation: Any, spacing: Any) -> Plane | None:
     """Return the slice's place, None unless it is complete and the directions are at a right angle."""
-    position_mm, cosines, pixel_mm = (
-        _as_numbers(position, 3),
-        _as_numbers(orientation, 6),
-        _as_numbers(spacing, 2),
-    )
-    if position_mm is None or cosines is None or pixel_mm is None or pixel_mm.min() <= 0:
+    position_mm, cosines, pixel_mm = _numbers(position, 3), _numbers(orientation, 6), _numbers(spacing, 2)
+    if position_mm is None or cosines is None or pixel_mm is None or min(pixel_mm) <= 0:
         return None
-    pair = cosines.reshape(2, 3)
+    directions = _directions(cosines)
+    if directions is None:
+        return None
+    return Plane(np.array(position_mm), *directions, (pixel_mm[0], pixel_mm[1]))
+
+
+@lru_cache(maxsize=16)
+def _directions(cosines: tuple[float, ...]) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]] | None:
+    """Return unit vectors along rows and columns; the slices of a series share them."""
+    pair = np.array(cosines).reshape(2, 3)
     if not np.allclose(pair @ pair.T, np.eye(2), atol=_SAME_DIRECTION):
         return None
     row, column = pair / np.linalg.norm(pair, axis=1, keepdims=True)
-    return Plane(position_mm, row, column, (float(pixel_mm[0]), float(pixel_mm[1])))
+    row.flags.writeable = column.flags.writeable = False
+    return row, column
 
 
-def _number(dataset: Dataset, tag: str) -> float | None:
-    """Return a tag's finite number, or None when it is missing or malformed."""
-    return _as_number(dataset.get(tag))
-
-
-def _as_number(value: Any) -> float | None:
+def _number(value: Any) -> float | None:
     """Return a finite number, or None."""
-    numbers = _as_numbers(value, 1)
-    return None if numbers is None else float(numbers[0])
+    numbers = _numbers(value, 1)
+    return None if numbers is None else numbers[0]
 
 
-def _as_numbers(value: Any, count: int) -> Float[np.ndarray, " count"] | None:
+def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
     """Return finite numbers, or None when they are missing, malformed or not as many."""
+    if value is None:
+        return None
     try:
-        numbers = np.atleast_1d(np.asarray(value, dtype=np.float64))
+        numbers = tuple(map(float, value if isinstance(value, MultiValue | list | tuple) else (value,)))
     except (TypeError, ValueError, OverflowError):
         return None
-    return numbers if numbers.shape == (count,) and np.isfinite(numbers).all() else None
+    return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None

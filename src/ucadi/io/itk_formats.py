@@ -30,6 +30,9 @@ _BUFFER_BYTES = 2**18
 _UNIT_TOLERANCE = 1e-3  # of the length of a direction that must be 1
 _NRRD_MAGIC = re.compile(rb"NRRD000[1-6]\r?\n")
 _META_START = re.compile(rb"(ObjectType|NDims|Comment|ObjectSubType|Name|ID) *=")
+_NUMBERS = re.compile(r"[-+.0-9eE \t]*")
+_VECTOR = re.compile(r"\(([^()]*)\)")
+_THREE_VECTORS = re.compile(r"\s+".join([_VECTOR.pattern] * 3))
 _TO_LPS = {
     "left-posterior-superior": (1.0, 1.0, 1.0),
     "lps": (1.0, 1.0, 1.0),
@@ -181,12 +184,15 @@ def _nrrd_affine(header: Header) -> Float[np.ndarray, "4 4"]:
         raise DataError("volume-no-orientation", "The NRRD header states spacings beside directions.")
     if set(re.findall(r'[^"\s]+', header.get("space units", "mm"))) != {"mm"}:
         raise DataError("volume-no-orientation", "The NRRD header's unit is not mm.")
-    vectors = re.findall(r"\(([^()]*)\)", header["space directions"])
-    if len(vectors) != 3:
-        raise DataError("volume-no-orientation", "The NRRD header does not state three directions.")
+    vectors = _THREE_VECTORS.fullmatch(header["space directions"])
+    origin = _VECTOR.fullmatch(header["space origin"])
+    if vectors is None or origin is None:
+        raise DataError(
+            "volume-no-orientation", "The NRRD header does not state three directions and a place."
+        )
     affine = np.eye(4)
-    affine[:3, 2::-1] = np.transpose([_numbers(vector.replace(",", " "), 3) for vector in vectors])
-    affine[:3, 3] = _numbers(re.sub(r"[(),]", " ", header["space origin"]), 3)
+    affine[:3, 2::-1] = np.transpose([_numbers(vector.replace(",", " "), 3) for vector in vectors.groups()])
+    affine[:3, 3] = _numbers(origin[1].replace(",", " "), 3)
     affine[:3] *= np.array(signs)[:, None]
     return affine
 
@@ -208,10 +214,8 @@ def _read_metaimage(file: BinaryIO) -> Volume:
     affine, start = _meta_affine(header), file.tell()
     data = _inflated(file) if _is_true(header.get("CompressedData", "False")) else file
     volume = _volume(data, stored, _shape(header["DimSize"]), affine)
-    if (
-        abs(file.tell() - start - int(header.get("CompressedDataSize", file.tell() - start)))
-        > MAX_TRAILING_BYTES
-    ):
+    taken = file.tell() - start
+    if abs(taken - int(header.get("CompressedDataSize", taken))) > MAX_TRAILING_BYTES:
         raise ValueError("another number of compressed bytes than stated")
     return volume
 
@@ -222,7 +226,7 @@ def _meta_header(file: BinaryIO) -> Header:
     header: Header = {}
     while "ElementDataFile" not in header:
         name, equals, value = lines.next().decode("latin-1").partition("=")
-        name = name.strip()
+        name = name.strip(" \t")
         if not equals or name in header:
             raise ValueError("a line without a value, or a repeated field")
         header[name] = value.strip()
@@ -288,8 +292,10 @@ def _numbers(text: str, count: int) -> list[float]:
     Raises:
         ValueError: If there are not as many, or something else.
     """
+    if not _NUMBERS.fullmatch(text):  # Python's own words for numbers and blanks are wider
+        raise ValueError("something else than numbers")
     numbers = [float(word) for word in text.split()]
-    if len(numbers) != count or "_" in text or not all(map(math.isfinite, numbers)):
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
         raise ValueError("not as many numbers as expected")
     return numbers
 

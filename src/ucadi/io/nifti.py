@@ -21,6 +21,7 @@ from ucadi.errors import DataError, NiftiError
 from ucadi.imaging.grid import Grid
 from ucadi.imaging.orientation import to_canonical
 from ucadi.imaging.volume import Volume
+from ucadi.io.checkpoint import write_bytes
 from ucadi.io.files import READ_ERRORS, OpenFile, opener
 from ucadi.io.streams import MAX_VOXELS, Inflated, read_numbers, skip
 
@@ -43,14 +44,14 @@ _DAMAGED = (*READ_ERRORS, HeaderDataError, HeaderTypeError, ImageFileError, Wrap
 
 
 def write_nifti(volume: Volume, path: Path) -> None:
-    """Write a volume as .nii or .nii.gz; a mask becomes 0 and 1 as uint8."""
+    """Write a volume as .nii or .nii.gz, complete or not at all; a mask becomes 0 and 1 as uint8."""
     voxels = volume.voxels.astype(np.uint8) if volume.voxels.dtype == np.bool_ else volume.voxels
     affine_ras = _LPS_TO_RAS @ volume.grid.affine_lps @ _XYZ_TO_ZYX
     image = nib.Nifti1Image(voxels.transpose(2, 1, 0), affine_ras)
     image.header.set_xyzt_units("mm")
     data = image.to_bytes()
     # Without a time stamp, so that the same volume gives the same bytes.
-    path.write_bytes(gzip.compress(data, _GZIP_LEVEL, mtime=0) if path.suffix == ".gz" else data)
+    write_bytes(path, gzip.compress(data, _GZIP_LEVEL, mtime=0) if path.suffix == ".gz" else data)
 
 
 def is_nifti(source: Path | OpenFile) -> bool:

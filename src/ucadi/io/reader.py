@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from ucadi.errors import DataError, DicomError
-from ucadi.imaging.chest import check_lungs
+from ucadi.imaging.chest import check_lungs, check_orientation
+from ucadi.imaging.continuity import check_continuity
 from ucadi.imaging.intensity import check_hu
 from ucadi.imaging.lungs import Lungs, find_lungs
 from ucadi.imaging.remarks import Remark
 from ucadi.imaging.volume import Volume
+from ucadi.io.acquisitions import MIN_SLICES
 from ucadi.io.dicom import padding_repair, read_series
 from ucadi.io.dicomdir import files_of_dicomdir
 from ucadi.io.files import (
@@ -29,7 +31,7 @@ from ucadi.io.itk_formats import is_metaimage, is_nrrd, read_metaimage, read_nrr
 from ucadi.io.nifti import is_nifti, read_nifti
 from ucadi.io.pixels import LOWEST_HU
 from ucadi.io.report import LoaderReport, SeriesReport, Verdict
-from ucadi.io.series import MIN_SLICES, read_study
+from ucadi.io.series import read_study
 from ucadi.io.source import SourceSeries
 from ucadi.types import PathLikeStr, Triple
 
@@ -37,6 +39,7 @@ __all__ = ["LoadedCt", "load_ct"]
 
 _THICK_MM = 5.5  # lesions smaller than the distance of slices may lie between them
 _HEAD_BYTES = 512
+_INVENTED = {"slices-interpolated", "spacing-resampled", "tilt-corrected"}  # repairs that change voxels
 _MAX_KINDS = 1000  # files whose format is named when none is DICOM
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 _FOREIGN = (
@@ -98,7 +101,8 @@ class _Findings:
 
     def report(self, error: DataError | None) -> LoaderReport:
         """Return the report: refused when there is an error."""
-        verdict = Verdict.REFUSED if error else Verdict.WARNING if self.warnings else Verdict.OK
+        is_doubtful = bool(self.warnings) or any(repair.code in _INVENTED for repair in self.repairs)
+        verdict = Verdict.REFUSED if error else Verdict.WARNING if is_doubtful else Verdict.OK
         return LoaderReport(
             verdict,
             code=error.code if error else "ok",
@@ -139,9 +143,11 @@ def load_ct(path: PathLikeStr, *, series: str = "") -> LoadedCt:
 
 def _judge(volume: Volume, findings: _Findings) -> Lungs:
     """Return the lungs of a volume that shows a whole chest in HU, or refuse it."""
-    findings.warnings.extend(check_hu(volume.voxels) or ())
+    findings.warnings.extend(check_hu(volume.voxels))
+    check_continuity(volume.voxels)
     lungs = find_lungs(volume)
     findings.warnings.extend(check_lungs(lungs))
+    findings.warnings.extend(check_orientation(volume, lungs))
     spacing_z = volume.grid.spacing_mm[0]
     if spacing_z > _THICK_MM:
         text = f"The slices are {spacing_z:.1f} mm apart: small lesions may be missed."
@@ -161,7 +167,11 @@ def _read(path: Path, series: str, findings: _Findings) -> Volume:
         with open_zip(path) as files:
             return _read_files(files, series, findings)
     if is_dicom(head):
-        return _read_files(files_of_dicomdir(path) or [file], series, findings)
+        files, absent = files_of_dicomdir(path) or ([file], 0)
+        if absent:
+            text = f"{absent} files that the DICOMDIR lists are not there."
+            findings.warnings.append(Remark("damaged-files", text))
+        return _read_files(files, series, findings)
     return _read_volume(file, findings)
 
 
@@ -187,9 +197,10 @@ def _read_files(files: Sequence[OpenFile], series: str, findings: _Findings) -> 
         if not series
     )
     if siblings := study.siblings(chosen):
+        count = "1 more image" if siblings == 1 else f"{siblings} more images"
         text = (
-            f"{chosen.name} holds {siblings} more images of another acquisition, kernel, size or direction; "
-            "they were left out."
+            f"{chosen.name} holds {count} of another acquisition, kernel, kind, size or direction, "
+            "not used here."
         )
         findings.warnings.append(Remark("split-acquisition", text))
     read = read_series(chosen)

@@ -28,7 +28,7 @@ class SeriesReport:
     """One series found in the input.
 
     Attributes:
-        key: Pseudonym, first 8 hex digits of the hash of the series' UID; "nifti" for a NIfTI file.
+        key: Pseudonym, first 8 hex digits of the hash of the series' UID; the format's name for other files.
         number: SeriesNumber, when given.
         modality: "CT", or what was found.
         slices: Number of images.

@@ -2,27 +2,34 @@
 """The series of a DICOM study, from headers alone: told apart, ranked, and one chosen with a reason."""
 
 import hashlib
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ucadi.errors import DicomError, GeometryError
 from ucadi.imaging.stack import Stack, plan_stack
-from ucadi.io.acquisitions import Acquisition, split_acquisitions
+from ucadi.io.acquisitions import MIN_SLICES, Acquisition, split_acquisitions
 from ucadi.io.files import READ_ERRORS, OpenFile
+from ucadi.io.framing import is_blank
 from ucadi.io.headers import Header, Plane, read_headers
 from ucadi.io.report import SeriesReport
 
-__all__ = ["MIN_SLICES", "Series", "Study", "read_study"]
-
-MIN_SLICES = 16
-"""The classifier draws 16 slices; the published code asks for more than 15."""
+__all__ = ["Series", "Study", "read_study"]
 
 _FEW_SLICES = 20
+"""A series with fewer slices comes after all others."""
+
 _CHEST_MM = 150.0
-_AXIAL = 0.8  # cosine between slice normal and body axis; a gantry tilts by up to 30 degrees
-_SAME_STEP_MM = 0.05  # series whose slices' distances differ by less are equally thin
+"""A series that covers less comes after those that cover a chest."""
+
+_AXIAL = 0.8
+"""Least cosine between the slices' normal and the body's axis; a gantry tilts by up to 30 degrees."""
+
+_SAME_STEP_MM = 0.05
+"""Series whose slices' distances differ by less are equally thin."""
+
 _PLANES = ("sagittal", "coronal", "axial")
 _SCOUT_TYPES = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
 _NO_SLICE_TYPES = {"DOSE_INFO", "MIP", "MINIP", "MNIP", "PROJECTION IMAGE", "SCREEN SAVE", "VOLUME RENDERING"}
@@ -38,6 +45,7 @@ class Series:
         stack: How the slices become a volume; None when the series cannot be read.
         fault: Code of the error that keeps the series from being read; empty for a candidate.
         reason: The fault in words.
+        part: Counts the series that came of one SeriesInstanceUID, from 1.
     """
 
     headers: tuple[Header, ...]
@@ -45,6 +53,7 @@ class Series:
     stack: Stack | None
     fault: str
     reason: str
+    part: int = 1
 
     @property
     def uid(self) -> str:
@@ -54,7 +63,8 @@ class Series:
     @property
     def key(self) -> str:
         """Pseudonym: the same images have the same key on every machine."""
-        return hashlib.sha256(self.uid.encode()).hexdigest()[:8]
+        key = hashlib.sha256(self.uid.encode()).hexdigest()[:8]
+        return key if self.part == 1 else f"{key}-{self.part}"
 
     @property
     def name(self) -> str:
@@ -74,15 +84,15 @@ class Series:
         return max(heights) - min(heights) if heights else 0.0
 
     @property
-    def rank(self) -> tuple[bool, bool, bool, bool, int, int]:
+    def rank(self) -> tuple[bool, bool, bool, int, bool, int]:
         """Larger is better; what each place means is in `_CRITERIA`."""
         step_mm = self.stack.grid.spacing_mm[0] if self.stack else np.inf
         return (
             "ORIGINAL" in self.headers[0].image_type,
             self.slices >= _FEW_SLICES,
             self.coverage_mm >= _CHEST_MM,
-            self.stack is not None and not self.stack.repairs,
             -round(step_mm / _SAME_STEP_MM) if self.stack else 0,
+            self.stack is not None and not self.stack.repairs,
             self.slices,
         )
 
@@ -99,8 +109,8 @@ _CRITERIA = (
     "derived images; the chosen series is original",
     "few slices",
     "covers less than a chest",
-    "needs repair; the chosen series does not",
     "thicker slices than the chosen series",
+    "needs repair; the chosen series does not",
     "fewer slices than the chosen series",
 )
 """What a candidate lacks, in the order of `Series.rank`."""
@@ -136,9 +146,11 @@ class Study:
         return tuple(s for s in self.candidates() if s is not chosen and s.rank == chosen.rank)
 
     def siblings(self, chosen: Series) -> int:
-        """Return how many other axial images share the chosen one's SeriesInstanceUID."""
+        """Return how many other images share the chosen one's UID, without scout views and captures."""
         ours = [s for s in self.series if s is not chosen and s.uid == chosen.uid]
-        return sum(s.slices for s in ours if not s.fault or s.fault in _WOULD_DO)
+        return sum(
+            s.slices for s in ours if not (s.headers[0].image_type & _BESIDE or s.headers[0].layout is None)
+        )
 
     def choose(self, wanted: str = "") -> Series:
         """Return the best candidate.
@@ -155,45 +167,62 @@ class Study:
                 raise DicomError("input-unreadable", f"All {self.damaged} DICOM files are damaged.")
             raise DicomError("dicom-none", f"None of the {self.files} files is a DICOM image.")
         named = [s for s in self.series if not wanted or wanted in (s.uid, s.key)]
+        named = [s for s in named if s.key == wanted] or named
         if not named:
             keys = ", ".join(dict.fromkeys(s.key for s in self.series))
             raise DicomError("series-not-found", f"There is no such series; the keys are {keys}.")
         best = named[0]
         if best.fault:
             raise DicomError(best.fault, f"{best.name}: {best.reason}.")
-        studies = {s.headers[0].study_uid for s in self.candidates()}
+        ours = [s for s in self.series if s.uid == best.uid]
+        if patients := len({s.headers[0].patient for s in ours}) - 1:
+            raise DicomError("dicom-mixed-patients", f"{best.name} holds images of {patients + 1} patients.")
+        if burned := sum(s.slices for s in ours if s.fault == "dicom-burned-in"):
+            raise DicomError("dicom-burned-in", f"{best.name} holds {burned} images with text burned in.")
+        studies = {(s.headers[0].study_uid, s.headers[0].patient) for s in self.candidates()}
         if not wanted and len(studies) > 1:
             raise DicomError("dicom-many-studies", f"The input holds chest series of {len(studies)} studies.")
         return best
 
 
-_WOULD_DO = {"dicom-too-few-slices", "dicom-uneven-spacing", "dicom-duplicate-slices"}
-"""Faults of images that could have belonged to a volume."""
+_BESIDE = _SCOUT_TYPES | _NO_SLICE_TYPES
 
 
 def read_study(files: Sequence[OpenFile]) -> Study:
     """Read the headers of all files and tell the series apart; files that are not DICOM are passed over."""
     headers: list[Header] = []
-    damaged = 0
+    damaged = blank = 0
     for open_file in files:
         try:
-            headers.extend(read_headers(open_file))
+            found = read_headers(open_file)
+            blank += not found and is_blank(open_file)
+            headers.extend(found)
         except READ_ERRORS:
             damaged += 1
     series = [one for group in _group(headers) for one in _judge(group)]
     series.sort(key=lambda s: (s.headers[0].number or 0, s.key))  # decides between equals
     series.sort(key=lambda s: (not s.fault, s.headers[0].modality == "CT", *s.rank), reverse=True)
-    return Study(tuple(series), damaged, len(files))
+    # Among images, a file of nothing but zeros was one; elsewhere it may be anything.
+    return Study(tuple(_numbered(series)), damaged + blank * bool(headers), len(files))
+
+
+def _numbered(series: Iterable[Series]) -> Iterator[Series]:
+    """Count the parts of each SeriesInstanceUID, the best first."""
+    parts: Counter[str] = Counter()
+    for one in series:
+        parts[one.uid] += 1
+        yield replace(one, part=parts[one.uid])
 
 
 def _group(headers: Iterable[Header]) -> list[list[Header]]:
-    """Tell images apart by series, kind, kernel, size, pixel spacing and direction."""
+    """Tell images apart by patient, series, frame, kind, kernel, size, pixel spacing and direction."""
     groups: dict[Hashable, list[list[Header]]] = {}
     for header in headers:
         kind = header.image_type & (_SCOUT_TYPES | _NO_SLICE_TYPES), header.is_plain, header.is_burned
         spacing = None if header.plane is None else tuple(round(mm, 3) for mm in header.plane.pixel_mm)
-        told_by = header.study_uid, header.series_uid, header.modality, header.size, spacing, header.kernel
-        alike = groups.setdefault((*told_by, kind), [])
+        told_by = header.patient, header.study_uid, header.series_uid, header.frame_uid, header.modality
+        is_original = "ORIGINAL" in header.image_type
+        alike = groups.setdefault((told_by, header.size, spacing, header.kernel, is_original, kind), [])
         group = next((g for g in alike if _is_same_direction(g[0].plane, header.plane)), None)
         if group is None:
             alike.append([header])

@@ -17,6 +17,7 @@ from pynetdicom import build_context, build_role, evt
 from pynetdicom.presentation import PresentationContext
 
 from ucadi.errors import DataError, NotAuthorizedError, UcadiError, UnreachableError
+from ucadi.io.elements import inflated
 from ucadi.io.files import READ_ERRORS
 from ucadi.pacs.dimse_contexts import by_contexts, storage_contexts
 from ucadi.pacs.dimse_store import (
@@ -147,6 +148,11 @@ class Dimse:
 
     def _store(self, association: Any, instance: Instance) -> str:
         """Send one file and return why it was not taken; empty when it was."""
+        try:
+            with instance.path.open("rb") as file:
+                inflated(file)  # refuses what pynetdicom would expand without a limit
+        except (*READ_ERRORS, MemoryError) as error:
+            return f"the file cannot be sent ({type(error).__name__})"
         try:
             status = association.send_c_store(instance.path)
         except (AttributeError, ValueError) as error:

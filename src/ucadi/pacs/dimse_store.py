@@ -42,7 +42,13 @@ _MAX_PENDING_BYTES = MAX_ENTRY_BYTES + 2**26  # received and not yet stored, wit
 _SYNTAXES = [uid for uid in ALL_TRANSFER_SYNTAXES if uid != DeflatedExplicitVRLittleEndian]
 _MAX_ASSOCIATIONS = 4
 _STALL_S = 30.0  # a peer may be silent between messages, but not within one
-_STATUS = {"pacs-too-large": 0xA700, "disk-full": 0xA700, "pacs-foreign": 0xA900, "input-unreadable": 0xC000}
+_STATUS = {
+    "pacs-too-large": 0xA700,
+    "disk-full": 0xA700,
+    "pacs-foreign": 0xA900,
+    "pacs-duplicate": 0x0111,
+    "input-unreadable": 0xC000,
+}
 
 # pynetdicom logs data sets, with patients in them, unless it is told not to.
 _config.LOG_HANDLER_LEVEL = "none"

@@ -5,6 +5,7 @@ Where an instance goes follows from hashes of its UIDs, so that no text of a sen
 ``FOLDER/<study>/<series>/<instance>.dcm``.
 """
 
+import filecmp
 import hashlib
 import os
 import shutil
@@ -64,7 +65,8 @@ class Inbox:
         self.folder = folder
         self.limits = limits or Limits()
         self._wanted = {"StudyInstanceUID": study, "SeriesInstanceUID": series}
-        self._sizes: dict[str, int] = {}  # by SOP instance UID
+        self._stored: dict[Path, str] = {}  # SOP instance UIDs
+        self._bytes = 0
         self._lock = threading.Lock()
 
     def __enter__(self) -> "Inbox":
@@ -79,16 +81,18 @@ class Inbox:
 
     def __len__(self) -> int:
         with self._lock:
-            return len(self._sizes)
+            return len(self._stored)
 
     @property
     def received(self) -> frozenset[str]:
-        """SOP instance UIDs of all that lies in the folder."""
+        """SOP instance UIDs of all that came."""
         with self._lock:
-            return frozenset(self._sizes)
+            return frozenset(self._stored.values())
 
     def take(self, blocks: Iterable[bytes], *, instance: str = "") -> None:
         """Write one instance, given as the bytes of a DICOM file.
+
+        What lies in the folder is never overwritten; the same bytes once more are taken as a repetition.
 
         Args:
             blocks: The file, piece by piece.
@@ -96,7 +100,8 @@ class Inbox:
 
         Raises:
             DataError: ``pacs-too-large`` beyond a limit; ``pacs-foreign`` for an instance that was not asked
-                for; ``input-unreadable`` for bytes that are no DICOM file.
+                for; ``pacs-duplicate`` for one whose UIDs another one has; ``input-unreadable`` for bytes
+                that are no DICOM file.
             UcadiError: ``disk-full`` when the disk has no room to spare.
         """
         self._check_room()
@@ -108,12 +113,9 @@ class Inbox:
                 study, series, sop_instance = (_key(uids[key]) for key in _NAMES)
                 home = self.folder / study / series
                 home.mkdir(mode=0o700, parents=True, exist_ok=True)
-                part.replace(home / f"{sop_instance}.dcm")
-            except BaseException:
+                self._place(part, home / f"{sop_instance}.dcm", uids["SOPInstanceUID"], size)
+            finally:
                 part.unlink(missing_ok=True)  # what is refused must not fill the disk
-                raise
-        with self._lock:
-            self._sizes[uids["SOPInstanceUID"]] = size
 
     def _check(self, part: Path, instance: str) -> dict[str, str]:
         """Return an instance's UIDs, or refuse one that is not wanted."""
@@ -123,17 +125,43 @@ class Inbox:
             raise DataError("pacs-foreign", f"An image came whose {' and '.join(wrong)} was not asked for.")
         return uids
 
+    def _place(self, part: Path, file: Path, uid: str, size: int) -> None:
+        """Give an instance its name, unless there is one of that name: the first that came stays."""
+        with self._lock:
+            if not file.exists():
+                self._check_limits(size)  # once more: others may have come meanwhile
+                part.rename(file)
+                self._note(file, uid, size)
+                return
+        if not filecmp.cmp(part, file, shallow=False):
+            raise DataError("pacs-duplicate", "Another image came under the UIDs of one that is there.")
+        with self._lock:
+            self._note(file, uid, size)
+
+    def _note(self, file: Path, uid: str, size: int) -> None:
+        """Remember an instance that lies in the folder; to be called with the lock."""
+        if file not in self._stored:
+            self._stored[file] = uid
+            self._bytes += size
+
     def _check_room(self) -> None:
         """Refuse one more instance when the inbox or the disk is full."""
-        if len(self) >= self.limits.instances:
-            raise DataError("pacs-too-large", f"{len(self):,} images came, the limit.")
+        with self._lock:
+            self._check_limits(size=0)
         if shutil.disk_usage(self.folder).free < self.limits.free_bytes:
             raise UcadiError("disk-full", f"Less than {self.limits.free_bytes:,} bytes are free on the disk.")
+
+    def _check_limits(self, size: int) -> None:
+        """Refuse one more instance of a size when it is one too many; to be called with the lock."""
+        if len(self._stored) >= self.limits.instances:
+            raise DataError("pacs-too-large", f"{len(self._stored):,} images came, the limit.")
+        if self._bytes + size > self.limits.total_bytes:
+            raise DataError("pacs-too-large", f"Images of {self._bytes + size:,} bytes exceed the limit.")
 
     def _write(self, file: IO[bytes], blocks: Iterable[bytes]) -> int:
         """Write an instance to disk for good and return its size."""
         with self._lock:
-            before = sum(self._sizes.values())
+            before = self._bytes
         size = 0
         for block in blocks:
             size += len(block)

@@ -2,7 +2,7 @@
 """What is asked of an image server and what it answers, whichever protocol it speaks."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import ip_address
@@ -13,7 +13,7 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from ucadi.errors import ConfigError, DicomError
-from ucadi.io.files import READ_ERRORS
+from ucadi.io.files import READ_ERRORS, OpenFile, file_of_path, files_of_folder
 from ucadi.pacs.inbox import Inbox, raw_text
 
 __all__ = [
@@ -197,34 +197,35 @@ def clean_text(value: object) -> str:
 def find_instances(paths: Iterable[Path]) -> tuple[Instance, ...]:
     """Return all DICOM files among paths and below folders; other files are passed over.
 
+    A path may be a link. Below folders, links are not followed: what they lead to was not meant to be sent.
+
     Raises:
         FileNotFoundError: If a path does not exist.
         DicomError: ``dicom-none`` when there is no DICOM file.
+        DataError: As `ucadi.io.files.files_of_folder`.
     """
-    found = {file: _read_meta(file) for path in paths for file in _files(path)}
-    instances = tuple(instance for instance in found.values() if instance)
-    if not instances:
-        raise DicomError("dicom-none", f"None of {len(found)} files is a DICOM file.")
-    return instances
+    files = [file for path in paths for file in _files(path)]
+    found = {instance.path: instance for file in files if (instance := _read_meta(file))}
+    if not found:
+        raise DicomError("dicom-none", f"None of {len(files)} files is a DICOM file.")
+    return tuple(found.values())
 
 
-def _files(path: Path) -> Iterator[Path]:
-    """Yield a file, or all files under a folder in the order of their names."""
-    if not path.is_dir():
-        yield path
-    else:
-        yield from (file for file in sorted(path.rglob("*")) if file.is_file())
+def _files(path: Path) -> list[OpenFile]:
+    """Return a file, or all files under a folder in the order of their names."""
+    return files_of_folder(path) if path.is_dir() else [file_of_path(path)]
 
 
-def _read_meta(path: Path) -> Instance | None:
+def _read_meta(open_file: OpenFile) -> Instance | None:
     """Return what a file is, or None when it is no DICOM instance."""
-    with path.open("rb") as file:
+    with open_file() as file:
+        path = Path(file.name)
         if file.read(132)[128:] != b"DICM":
             return None
     try:
         meta = read_file_meta_info(path)
         uids = [raw_text(meta, name) for name in _META]
-    except READ_ERRORS:
+    except (*READ_ERRORS, MemoryError):
         return None
     return (
         Instance(path, *uids) if all(map(is_uid, uids)) and uids[0] != MediaStorageDirectoryStorage else None

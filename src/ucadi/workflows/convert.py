@@ -34,9 +34,8 @@ def convert(source: Path, target: Path, *, series: str = "") -> LoaderReport:
         )
     loaded = load_untrusted(source, series=series)
     volume, _ = loaded.require()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_nifti(volume, target)
     write_json(report_path(target), loaded.report.to_json())
+    write_nifti(volume, target)
     return loaded.report
 
 

@@ -3,7 +3,8 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from ucadi.deid.files import write_deidentified
 from ucadi.deid.key import SiteKey, make_key_file, read_key_file
 from ucadi.errors import CODES, ConfigError, DataError
+from ucadi.io.files import OpenFile, file_of_path, files_of_folder
 
 __all__ = ["DeidReport", "deidentify", "describe_deid", "make_key"]
 
@@ -61,40 +63,46 @@ def make_key(path: Path) -> str:
 
 
 def deidentify(
-    source: Path, out: Path, key_file: Path, *, on_progress: Callable[[int, int], None] | None = None
+    source: Path,
+    out: Path,
+    key_file: Path,
+    *,
+    new_key: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> DeidReport:
     """De-identify a file, or all files of a folder, into a folder that appears when all is done.
 
     DICOM images lie in ``patient/study/series/instance.dcm``, NIfTI files at the top.
 
     Args:
-        source: A DICOM or NIfTI file, or a folder with any files; links to folders are not followed.
+        source: A DICOM or NIfTI file, or a folder with any files; links in it are not followed.
         out: The folder to write; what it holds is replaced, which the caller has to allow first.
         key_file: The site's key, as `make_key` writes it.
+        new_key: Make the key file first. It is gone again when nothing could be written.
         on_progress: Called with (done, total) after each file.
 
     Raises:
-        ConfigError: ``output-in-input``, or as `ucadi.deid.key.read_key_file`.
-        DataError: ``input-not-found``, or ``deid-nothing`` when no file could be written.
+        ConfigError: ``output-in-input``, or as `ucadi.deid.key.read_key_file` and `make_key`.
+        DataError: ``input-not-found``, ``deid-nothing`` when no file could be written, or as
+            `ucadi.io.files.files_of_folder`.
     """
-    key = read_key_file(key_file)
-    if not source.exists():
-        raise DataError("input-not-found", "There is no file or folder at the given path.")
-    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
-        raise ConfigError("output-in-input", f"{out} lies in {source}.")
-    paths = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
-    report = DeidReport(key.fingerprint)
+    files = _list_files(source, out)
+    old_key = None if new_key else read_key_file(key_file)
     target = out.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".ucadi-deid-") as staging:
+    with (
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=".ucadi-deid-") as staging,
+        nullcontext(old_key) if old_key else _new_key(key_file) as key,
+    ):
+        report = DeidReport(key.fingerprint)
         fresh = Path(staging) / "new"
         fresh.mkdir()
-        for done, path in enumerate(paths, start=1):
-            _deidentify_file(path, fresh, key, report)
+        for done, file in enumerate(files, start=1):
+            _deidentify_file(file, fresh, key, report)
             if on_progress is not None:
-                on_progress(done, len(paths))
+                on_progress(done, len(files))
         if not report.written:
-            raise DataError("deid-nothing", f"None of {len(paths)} files was written: {_reasons(report)}.")
+            raise DataError("deid-nothing", f"None of {len(files)} files was written: {_reasons(report)}.")
         if target.exists():
             target.rename(Path(staging) / "old")
         fresh.rename(target)
@@ -122,10 +130,32 @@ def _reasons(report: DeidReport) -> str:
     return ", ".join(f"{count} x {code}" for code, count in report.left_out.most_common()) or "there is none"
 
 
-def _deidentify_file(path: Path, folder: Path, key: SiteKey, report: DeidReport) -> None:
+def _list_files(source: Path, out: Path) -> list[OpenFile]:
+    """Return the files of the input, or refuse it."""
+    if not source.exists():
+        raise DataError("input-not-found", "There is no file or folder at the given path.")
+    if not source.is_dir():
+        return [file_of_path(source)]
+    if out.resolve().is_relative_to(source.resolve()):
+        raise ConfigError("output-in-input", f"{out} lies in {source}.")
+    return files_of_folder(source)
+
+
+@contextmanager
+def _new_key(path: Path) -> Iterator[SiteKey]:
+    """Make the key file; without results it goes again, so that the mended command can make it."""
+    key = make_key_file(path)
+    try:
+        yield key
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _deidentify_file(file: OpenFile, folder: Path, key: SiteKey, report: DeidReport) -> None:
     """Write one file, or count why it was left out."""
     try:
-        written = write_deidentified(path, folder, key)
+        written = write_deidentified(file, folder, key)
     except DataError as error:
         report.left_out[error.code] += 1
         return

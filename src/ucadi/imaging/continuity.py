@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether neighboring slices belong together: two scans mixed slice by slice have a regular geometry."""
+
+import numpy as np
+from jaxtyping import Shaped
+
+from ucadi.errors import DataError
+
+__all__ = ["check_continuity"]
+
+_LEAST_RATIO = 0.85
+"""Difference of every second slices over that of neighbors: 1.0 for noise, above for anatomy."""
+
+_PIXELS_PER_AXIS = 128
+_BOUNDS_HU = (-1000, 200)  # padding and metal would decide alone
+
+
+def check_continuity(volume_hu: Shaped[np.ndarray, "z y x"]) -> None:
+    """Make sure that slices look more like their neighbors than like the ones after.
+
+    Anatomy changes with distance, and noise is the same at all distances. When two acquisitions alternate,
+    every second slice is the more alike one.
+
+    Raises:
+        DataError: ``ct-interleaved`` when they do.
+    """
+    _, rows, columns = volume_hu.shape
+    y, x = (max(1, n // _PIXELS_PER_AXIS) for n in (rows, columns))
+    sparse = np.clip(volume_hu[:, ::y, ::x], *_BOUNDS_HU).astype(np.int32)
+    if len(sparse) < 3:
+        return
+    near = float(np.abs(sparse[1:] - sparse[:-1]).mean())
+    next_but_one = float(np.abs(sparse[2:] - sparse[:-2]).mean())
+    if next_but_one < _LEAST_RATIO * near:
+        raise DataError(
+            "ct-interleaved",
+            f"Neighboring slices differ by {near:.0f} HU on average, every second ones only by "
+            f"{next_but_one:.0f} HU, as when two acquisitions alternate.",
+        )
