@@ -67,7 +67,7 @@ OUTSIDE: dict[str, set[str]] = {
     "__main__": set(),
     "imaging": {"numpy", "scipy", "jaxtyping"},
     "phantom": {"numpy", "scipy", "jaxtyping"},
-    "io": {"SimpleITK", "gdcm", "jaxtyping", "nibabel", "numpy", "pydicom", "scipy"},
+    "io": {"gdcm", "jaxtyping", "nibabel", "numpy", "pydicom"},
     "deid": {"jaxtyping", "nibabel", "numpy", "pydicom"},
     "cohorts": {"jaxtyping", "numpy", "pydicom"},
     "results": {"highdicom", "jaxtyping", "numpy", "pydicom"},

@@ -60,6 +60,9 @@ class ErrorCode:
 CODES: dict[str, ErrorCode] = {
     # -- input: a CT that is refused ------------------------------------------------------------------
     "input-not-found": ErrorCode("The input does not exist.", "Check the path."),
+    "input-forbidden": ErrorCode(
+        "A file or folder of the input may not be read.", "Ask for the right to read it."
+    ),
     "input-unsupported": ErrorCode(
         "The input is in a format that ucadi does not read.",
         "Give a DICOM folder, a zip of one, or a NIfTI, NRRD or MetaImage file (.nii, .nii.gz, .nrrd, .mha).",

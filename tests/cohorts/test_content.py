@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
+import gzip
+
+import nibabel as nib
 import numpy as np
 import pytest
 
 from ucadi.cohorts.content import check_mask_fits_label, content_hash, read_lesion_mask, to_int16
-from ucadi.errors import CohortError
+from ucadi.errors import CohortError, DataError
 from ucadi.imaging.grid import Grid
 from ucadi.imaging.volume import Volume
 from ucadi.io.nifti import read_nifti, write_nifti
@@ -77,6 +80,34 @@ def test_a_mask_on_another_grid_is_refused(tmp_path, other):
     write_nifti(Volume(np.ones(other.shape, np.bool_), other), tmp_path / "m.nii")
     with pytest.raises(CohortError, match="not the image's grid"):
         read_lesion_mask(tmp_path / "m.nii", GRID)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Header, nib.Nifti2Header])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_of_a_mask_of_another_size_no_number_is_read(tmp_path, kind, order, ending):
+    header = kind(endianness=order)
+    header.set_data_shape((1024, 1024, 1024))
+    header["magic"] = b"n+1\0" if kind is nib.Nifti1Header else b"n+2\0"
+    content = header.binaryblock + bytes(4)  # and not one of a thousand million voxels
+    path = tmp_path / f"m{ending}"
+    path.write_bytes(gzip.compress(content) if ending == ".nii.gz" else content)
+    with pytest.raises(CohortError, match="1024 x 1024 x 1024 voxels, which is not") as caught:
+        read_lesion_mask(path, GRID)
+    assert caught.value.code == "cohort-mask"
+
+
+def test_a_mask_in_other_axes_is_read(tmp_path):
+    turned = Grid((6, 5, 4), GRID.affine_lps[:, [2, 1, 0, 3]])
+    write_nifti(Volume(np.ones(turned.shape, np.bool_), turned), tmp_path / "m.nii")
+    assert read_lesion_mask(tmp_path / "m.nii", GRID).voxels.all()
+
+
+def test_a_mask_that_is_no_image_is_refused_as_by_the_reader(tmp_path):
+    for content in (b"", b"\x1f\x8bjunk", bytes(600)):
+        (tmp_path / "m.nii").write_bytes(content)
+        with pytest.raises(DataError):
+            read_lesion_mask(tmp_path / "m.nii", GRID)
 
 
 def test_a_grid_that_differs_by_the_rounding_of_a_header_is_the_same(tmp_path):

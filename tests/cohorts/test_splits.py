@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
+import re
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ucadi.cohorts.splits import SplitShares, split_of, study_pseudonym
+from ucadi.cohorts.splits import (
+    SplitShares,
+    series_pseudonym,
+    source_pseudonym,
+    split_of,
+    study_pseudonym,
+)
 from ucadi.deid.key import SiteKey
 from ucadi.errors import ConfigError
 from ucadi.types import Split
@@ -80,3 +87,11 @@ def test_shares_that_make_no_hundred_are_refused_with_what_was_seen(text):
         SplitShares.from_text(text)
     assert caught.value.code == "config-invalid"
     assert text.split("/")[0] in caught.value.detail
+
+
+def test_pseudonyms_of_series_and_sources_depend_on_the_key():
+    one, other = SiteKey(bytes(32)), SiteKey(bytes(31) + b"1")
+    for pseudonym, length in [(series_pseudonym, 8), (source_pseudonym, 64)]:
+        assert pseudonym(one, "0a1b2c3d") == pseudonym(one, "0a1b2c3d")
+        assert len({pseudonym(key, text) for key in (one, other) for text in ("0a1b2c3d", "0a1b2c3e")}) == 4
+        assert re.fullmatch(f"[0-9a-f]{{{length}}}", pseudonym(one, "0a1b2c3d"))

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from ucadi.cohorts.studies import find_files, group_studies, index_files
+from ucadi.errors import DataError
 from ucadi.io.nifti import write_nifti
 
 
@@ -80,23 +82,71 @@ def test_a_hostile_archive_is_a_study_with_the_fault(tmp_path):
     assert study.fault[0] == "archive-unsafe"
 
 
-def test_links_hidden_files_and_other_formats_are_passed_over(images, save_series, tmp_path):
+@pytest.mark.parametrize("target", ["outside", "outside/im0000", "nothing", "tree/.hidden/im0000"])
+def test_a_link_that_leads_to_what_is_not_found_refuses_the_source(images, save_series, tmp_path, target):
     save_series(images("1.2.3", "A"), tmp_path / "outside")
+    save_series(images("1.2.3", "A"), tmp_path / "tree" / ".hidden")
+    (tmp_path / "tree" / "deep").mkdir()
+    (tmp_path / "tree" / "deep" / "link").symlink_to(tmp_path / target)
+    with pytest.raises(DataError, match="1 links") as caught:
+        find_files([tmp_path / "tree"])
+    assert caught.value.code == "input-links"
+
+
+def test_a_link_to_what_is_found_anyway_is_passed_over(images, save_series, tmp_path):
+    save_series(images("1.2.3", "A"), tmp_path / "a")
+    save_series(images("1.2.4", "B"), tmp_path / "b")
+    (tmp_path / "a" / "file").symlink_to(next((tmp_path / "b").iterdir()))
+    (tmp_path / "a" / "folder").symlink_to(tmp_path / "b")
+    assert len(find_files([tmp_path / "a", tmp_path / "b"])) == 6
+
+
+def test_a_hidden_file_in_a_folder_is_found_as_the_reader_finds_it(images, save_series, tmp_path):
+    first, *_ = save_series(images("1.2.3", "A"), tmp_path).iterdir()
+    first.rename(tmp_path / ".slice")
+    assert [len(study.files) for study in studies_in(tmp_path)] == [3]
+
+
+def test_a_folder_that_cannot_be_listed_refuses_the_source(tmp_path):
+    with pytest.raises(DataError) as caught:
+        find_files([tmp_path, tmp_path / "gone"])
+    assert caught.value.code == "input-unreadable"
+
+
+def test_hidden_folders_and_other_formats_are_passed_over(images, save_series, tmp_path):
     tree = tmp_path / "tree"
     save_series(images("1.2.4", "B"), tree / ".hidden")
-    (tree / "link").symlink_to(tmp_path / "outside")
-    (tree / "link.dcm").symlink_to(next((tmp_path / "outside").iterdir()))
     (tree / "notes.txt").write_text("MILLER")
     (tree / "empty").touch()
     assert index_files(find_files([tree])) == []
 
 
-def test_a_damaged_dicom_file_is_told_and_in_no_study(images, save_series, tmp_path):
-    save_series(images("1.2.3", "A"), tmp_path)
-    (tmp_path / "broken.dcm").write_bytes(bytes(128) + b"DICM" + b"\xff" * 50)
-    entries = index_files(find_files([tmp_path]))
-    assert [entry.path for entry in entries if entry.kind == "damaged"] == [str(tmp_path / "broken.dcm")]
-    assert [len(study.files) for study in group_studies(entries)] == [3]
+BROKEN = bytes(128) + b"DICM" + b"\xff" * 50
+
+
+def damaged_of(tmp_path):
+    return {
+        study.study_uid: [str(Path(path).relative_to(tmp_path)) for path in study.damaged]
+        for study in studies_in(tmp_path)
+    }
+
+
+def test_a_damaged_file_goes_with_every_study_of_its_folder_and_no_other(images, save_series, tmp_path):
+    save_series(images("1.2.3", "A"), tmp_path / "a", "x")
+    save_series(images("1.2.4", "B"), tmp_path / "a", "y")
+    save_series(images("1.2.5", "C"), tmp_path / "c")
+    (tmp_path / "a" / "broken.dcm").write_bytes(BROKEN)
+    assert damaged_of(tmp_path) == {"1.2.3": ["a/broken.dcm"], "1.2.4": ["a/broken.dcm"], "1.2.5": []}
+    assert [len(study.files) for study in studies_in(tmp_path)] == [3, 3, 3]
+
+
+def test_a_folder_of_damaged_files_goes_with_the_study_around_it(images, save_series, tmp_path):
+    for number, image in enumerate(images("1.2.3", "A")):
+        save_series([image], tmp_path / "study" / str(number))
+    save_series(images("1.2.4", "B"), tmp_path / "other")
+    (tmp_path / "study" / "7").mkdir()
+    (tmp_path / "study" / "7" / "broken.dcm").write_bytes(BROKEN)
+    assert damaged_of(tmp_path) == {"1.2.3": ["study/7/broken.dcm"], "1.2.4": []}
 
 
 def test_the_same_place_named_twice_counts_once(images, save_series, tmp_path):

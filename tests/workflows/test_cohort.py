@@ -2,12 +2,14 @@
 """Imports of real files: DICOM of several patients in one folder, a zip, NIfTI with masks."""
 
 import gzip
+import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -23,7 +25,10 @@ from ucadi.deid.key import make_key_file, read_key_file
 from ucadi.imaging.volume import Volume
 from ucadi.io.dicom_write import SeriesHeader, write_ct_series
 from ucadi.io.nifti import read_nifti, write_nifti
+from ucadi.io.reader import load_ct
 from ucadi.types import FindingClass, Severity
+from ucadi.workflows import cohort_convert
+from ucadi.workflows.worker_reader import read_guarded
 
 SMALL = ((18, 32, 32), (10.5, 11.0, 11.0))
 LABELS = """path,study,patient,label,severity
@@ -160,6 +165,7 @@ def test_the_loaders_report_and_verdict_stay_with_a_study(imported):
     assert report["shape"] == list(SMALL[0])
     assert study.verdict == report["verdict"] in ("ok", "warning")
     assert [study.series] == [series["key"] for series in report["series"] if series["chosen"]]
+    assert record["damaged"] == 0
     assert study.content_hash == record["content_hash"]
 
 
@@ -173,6 +179,28 @@ def test_nothing_in_a_cohort_names_a_patient_a_uid_or_a_path(imported, source, t
             for identifier in (*IDENTIFIERS, str(source), secret):
                 assert identifier.encode() not in content, f"{identifier} in {path.name}"
                 assert identifier not in path.name
+
+
+def test_nothing_in_a_cohort_leads_to_a_series_of_a_pacs(imported, source, tmp_path):
+    headers = [dcmread(path, stop_before_pixels=True) for path in source.rglob("*.dcm")]
+    uids = {header.SeriesInstanceUID for header in headers}
+    keys = {hashlib.sha256(uid.encode()).hexdigest()[:8] for uid in uids}
+    assert keys & {series.key for series in load_ct(source / "later").report.series}  # as in a loader report
+    texts = [path.read_text() for path in imported.root.rglob("*") if path.suffix in (".csv", ".json")]
+    assert not [key for key in keys if any(key in text for text in texts)]
+    assert len({study.series for study in imported.studies}) == 5  # "nifti" is one of them
+
+
+def test_a_refusal_quotes_no_series_either(run, source, tmp_path):
+    files = sorted((source / "later").rglob("*.dcm"))
+    for path in files[5:]:
+        path.unlink()
+    assert run(source)[0] == 0
+    key = hashlib.sha256(dcmread(files[0]).SeriesInstanceUID.encode()).hexdigest()[:8]
+    report = (tmp_path / "cohort" / "import-report.json").read_text()
+    assert "dicom-too-few-slices" in report
+    for path in (tmp_path / "cohort").rglob("*.json"):
+        assert key not in path.read_text()
 
 
 def test_a_patients_pseudonym_is_that_of_deidentified_dicom(imported, tmp_path):
@@ -311,16 +339,55 @@ def test_a_line_without_a_study_is_a_note(run, source, imported):
 
 def test_a_damaged_file_is_told(run, source, imported):
     (source / "mixed" / "broken").write_bytes(bytes(128) + b"DICM" + b"\xff" * 50)
-    status, _, err = run(source)
+    status, out, err = run(source, "--json")
     assert status == 0
     assert "mixed/broken: cannot be read" in err
+    assert json.loads(out)["damaged_files"] == 1
 
 
-def test_a_source_without_any_usable_study_is_refused(run, source):
+def test_a_study_with_a_damaged_slice_is_no_study_without_a_flaw(run, source, imported, tmp_path):
+    path = sorted((source / "later").rglob("*.dcm"))[0]
+    path.write_bytes(path.read_bytes()[:400])
+    assert run(source)[0] == 0
+    report = json.loads((tmp_path / "cohort" / "import-report.json").read_bytes())
+    assert report["damaged_files"] == 1
+    records = [json.loads(path.read_bytes()) for path in (tmp_path / "cohort" / "studies").glob("*.json")]
+    (record,) = [record for record in records if record["damaged"]]
+    assert record["damaged"] == 1
+    assert "damaged-files" in [remark["code"] for remark in record["loader_report"]["warnings"]]
+    assert record["loader_report"]["verdict"] == "warning"
+
+
+def test_a_link_in_the_source_refuses_it_before_anything_is_written(run, source, tmp_path):
+    path = next((source / "later").rglob("*.dcm"))
+    path.rename(tmp_path / "elsewhere.dcm")
+    path.symlink_to(tmp_path / "elsewhere.dcm")
+    status, _, err = run(source)
+    assert status == 3
+    assert "input-links" in err
+    assert not (tmp_path / "cohort").exists()
+
+
+def test_a_source_without_any_usable_study_is_refused(run, source, tmp_path):
     (source / "labels.csv").write_text("patient,label\nNOBODY,HEALTHY\n")
     status, _, err = run(source)
     assert status == 3
     assert "cohort-empty" in err
+    assert "5 x cohort-label" in err
+    assert not (tmp_path / "cohort").exists()
+
+
+def test_a_source_of_which_the_reader_refuses_everything_makes_no_table(run, source, tmp_path, scan):
+    for path in (source / "later").rglob("*.dcm"):
+        path.write_bytes(path.read_bytes()[:-1000])
+    (source / "labels.csv").write_text("path,label\nlater,COVID_19\n")
+    status, _, err = run(source)
+    assert status == 3
+    assert "cohort-empty" in err
+    assert not (tmp_path / "cohort" / "cohort.csv").exists()
+    (source / "labels.csv").write_text("path,label\nlater,COVID_19\nmixed/good.nii,HEALTHY\n")
+    write_nifti(scan(5), source / "mixed" / "good.nii")
+    assert run(source)[0] == 0
 
 
 def test_a_dry_run_counts_and_writes_nothing(run, source, tmp_path):
@@ -357,6 +424,105 @@ def test_a_new_key_is_made_once_and_never_written_over(run, source, tmp_path):
     assert status == 2
     assert "output-exists" in err
     assert (tmp_path / "key").read_bytes() == key
+
+
+@pytest.mark.parametrize(
+    "change",
+    [["--split", "1/2"], ["--labels", "nothing.csv"], ["--labels", "wrong.csv"], ["-o", "thesis"]],
+    ids=["shares", "no labels", "wrong labels", "other output"],
+)
+def test_a_command_that_has_to_be_mended_makes_no_key(run, source, tmp_path, monkeypatch, change):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "key").unlink()
+    (tmp_path / "wrong.csv").write_text("patient,label\nMILLER-1,corona\n")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").touch()
+    assert run(source, "--new-key", *change)[0] in (1, 2, 3)
+    assert not (tmp_path / "key").exists()
+    assert run(source, "--new-key", "--dry-run")[0] == 0
+    assert (tmp_path / "key").exists()
+
+
+def test_a_new_key_for_an_old_cohort_is_refused(run, source, imported, tmp_path):
+    status, _, err = run(source, "--new-key", "--key-file", tmp_path / "second")
+    assert status == 2
+    assert "output-exists" in err
+    assert not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize("place", ["cohort/studies/key", "cohort/key", "pacs/key"])
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_key_in_the_source_or_in_the_cohort_is_refused(run, source, imported, tmp_path, place, is_new):
+    if not is_new:
+        shutil.copy2(tmp_path / "key", tmp_path / place)
+    status, _, err = run(source, "--key-file", tmp_path / place, *["--new-key"] * is_new)
+    assert status == 2
+    assert "key-exposed" in err
+    assert (tmp_path / place).exists() is not is_new
+
+
+@pytest.mark.parametrize("out", ["pacs/cohort", "pacs", "."])
+def test_a_cohort_in_its_source_or_around_it_is_refused(run, source, tmp_path, out):
+    before = sorted(tmp_path.rglob("*"))
+    status, _, err = run(source, "-o", tmp_path / out)
+    assert status == 2
+    assert "output-in-input" in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_cohort_in_a_place_that_a_table_names_is_refused(run, source, tmp_path):
+    (tmp_path / "studies.csv").write_text("path,label\npacs/later,COVID_19\n")
+    status, _, err = run(tmp_path / "studies.csv", "-o", source / "later" / "cohort")
+    assert status == 2
+    assert "output-in-input" in err
+
+
+def test_files_that_name_the_patient_are_copied_outside_of_the_cohort_only(
+    run, source, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    seen = []
+
+    def read(path):
+        seen.append(path)
+        if (tmp_path / "temporary") in path.parents:
+            assert path.parent.parent == tmp_path / "temporary"
+            assert path.parent.stat().st_mode & 0o777 == 0o700
+        assert not [p for p in (tmp_path / "cohort" / "studies").iterdir() if p.is_dir()]
+        return read_guarded(path)
+
+    monkeypatch.setattr(cohort_convert, "read_guarded", read)
+    monkeypatch.setattr("os.link", refuse_link)
+    assert run(source)[0] == 0
+    assert sum(tmp_path / "temporary" in path.parents for path in seen) == 2  # two patients in one folder
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_copies_go_when_an_import_is_broken_off_and_when_it_was_killed(run, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+
+    def fail(path):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cohort_convert, "read_guarded", fail)
+        assert run(source)[0] != 0
+    assert list((tmp_path / "temporary").iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(cohort_convert, "read_guarded", fail)
+        patch.setattr(shutil, "rmtree", lambda path: None)  # nobody cleans up after a kill
+        assert run(source)[0] != 0
+    (left,) = (tmp_path / "temporary").iterdir()
+    (left / "000000").write_text("MILLER")
+    assert run(source)[0] == 0
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def refuse_link(source, target):
+    """Two disks: a file cannot have a second name on another one."""
+    raise OSError("other device")
 
 
 def test_a_folder_without_labels_is_refused(source, tmp_path, capsys):

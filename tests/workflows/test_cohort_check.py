@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tracemalloc
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from ucadi.cli.main import main
 from ucadi.cohorts.cohort import COHORT_FILE, Study, write_cohort
 from ucadi.cohorts.content import content_hash
 from ucadi.imaging.volume import Volume
+from ucadi.io import guard
 from ucadi.io.nifti import write_nifti
 from ucadi.types import FindingClass, Severity, Split
+from ucadi.workflows import worker_reader
 from ucadi.workflows.cohort_check import FEW_STUDIES, check_cohort, summarize_cohort
 
 SMALL = ((18, 32, 32), (10.5, 11.0, 11.0))
@@ -116,6 +119,19 @@ def test_the_same_scan_twice_is_found_whatever_its_name(make_cohort, patient, sp
     assert (problem.line, problem.code) == (3, code)
     assert word in problem.detail
     assert "line 2" in problem.detail
+
+
+def test_an_image_on_which_the_reader_crashes_is_a_problem_like_any_other(make_cohort, monkeypatch):
+    crash = (
+        "import os, ucadi.io.guard as guard; read = guard.load_ct;"
+        "guard.load_ct = lambda path, **more: os.abort() if path.endswith('S1.nii') else read(path, **more);"
+        "guard._serve()"
+    )
+    monkeypatch.setattr(guard, "_PROGRAM", crash)
+    monkeypatch.setattr(worker_reader, "_reader", cache(guard.GuardedReader))
+    found = errors_of(check_cohort(make_cohort(study("S1"), study("S2", split=Split.TEST))))
+    worker_reader._reader().__exit__(None, None, None)
+    assert found == [(2, "S1.nii", "input-unreadable")]
 
 
 def test_a_quick_check_reads_no_image_but_compares_the_tables_hashes(make_cohort):

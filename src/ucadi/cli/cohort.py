@@ -46,17 +46,15 @@ def import_(
     """Make a cohort of a site's studies; what was converted before is not converted again."""
     from ucadi.workflows.cohort import import_cohort
     from ucadi.workflows.cohort_plan import ImportSettings, plan_import
-    from ucadi.workflows.deidentify import make_key
     from ucadi.workflows.parallel import usual_jobs
 
-    if new_key:
-        make_key(key_file)
-
-    settings = ImportSettings.from_options(source, labels, key_file, split, jobs or usual_jobs())
+    settings = ImportSettings.from_options(
+        source, labels, out, key_file, split, jobs or usual_jobs(), is_new_key=new_key
+    )
     with progress_bars() as show:
         plan = plan_import(settings, show)
     _print_lines([str(problem) for problem in (*plan.problems, *plan.unused)])
-    _print_lines([f"{name}: cannot be read and was passed over" for name in plan.damaged])
+    _print_lines([f"{name}: cannot be read" for name in plan.damaged])
     if plan.problems:
         if as_json:
             print_json({"problems": [vars(problem) for problem in plan.problems]})
@@ -65,7 +63,7 @@ def import_(
         _print_plan(plan, as_json=as_json)
         return
     with progress_bars() as show:
-        result = import_cohort(plan, out, settings, show)
+        result = import_cohort(plan, settings, show)
     _print_left_out(result)
     if as_json:
         print_json(result.to_json())

@@ -148,7 +148,7 @@ def pull(
     from ucadi.workflows.pacs import connect, read_credentials
     from ucadi.workflows.pacs import pull as pull_images
 
-    check_free(out, force=False)
+    check_free(out, force=None)
     credentials = read_credentials(user, password_file, token_file)
     trust = _trust(ca, certificate, key, insecure)
     server = connect(source, title=aet, credentials=credentials, trust=trust, move_port=move_port)

@@ -31,12 +31,12 @@ _MARKER = ".ucadi"
 """A file that says that a folder was made by ucadi; --force empties no other folder."""
 
 
-def check_free(folder: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:
+def check_free(folder: Path, *, force: bool | None, inputs: Iterable[Path] = ()) -> None:
     """Make sure that results may be written into a folder: new, empty, or an old result given up.
 
     Args:
         folder: Where results go; a link is followed.
-        force: Whether the user gives up an old result.
+        force: Whether the user gives up an old result; None when the command has no such option.
         inputs: What the command reads; must not lie in the folder.
 
     Raises:
@@ -50,7 +50,8 @@ def check_free(folder: Path, *, force: bool, inputs: Iterable[Path] = ()) -> Non
     if not real.exists() or (real.is_dir() and not any(real.iterdir())):
         return
     if not force or not real.is_dir():
-        raise ConfigError("output-exists", f"{folder} exists and is not empty.")
+        cure = "Choose another folder." if force is None else None
+        raise ConfigError("output-exists", f"{folder} exists and is not empty.", cure=cure)
     if not (real / _MARKER).is_file() or Path.cwd().is_relative_to(real):
         raise ConfigError(
             "output-exists",

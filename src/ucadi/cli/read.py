@@ -15,7 +15,8 @@ Source = Annotated[
     Path, typer.Argument(help="DICOM folder, file, DICOMDIR or zip, or a NIfTI, NRRD or MetaImage file.")
 ]
 SeriesOption = Annotated[
-    str, typer.Option("--series", help="UID, or key as `ucadi inspect` prints it, of the series to take.")
+    str,
+    typer.Option("--series", help="UID, number, or key as `ucadi inspect` prints it, of the series to take."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
 

@@ -96,12 +96,13 @@ def find_files(places: Iterable[Path]) -> list[str]:
     for place in places:
         if place.is_file():
             found.add(os.path.realpath(place))
+            continue
         for top, below, names in os.walk(os.path.realpath(place), onerror=_refuse_unlisted):
             folders.add(top)
             below[:] = [name for name in below if not name.startswith(".")]
-            paths = [os.path.join(top, name) for name in (*names, *below)]
-            links.update(path for path in paths if os.path.islink(path))
-            found.update(path for path in paths if os.path.isfile(path) and not os.path.islink(path))
+            paths = [Path(top, name) for name in (*names, *below)]
+            links.update(str(path) for path in paths if path.is_symlink())
+            found.update(str(path) for path in paths if path.is_file() and not path.is_symlink())
     astray = sum(os.path.realpath(link) not in found | folders for link in links)
     if astray:
         raise DataError("input-links", f"{astray} links in the source lead out of it, or nowhere.")
@@ -130,8 +131,8 @@ def index_files(paths: Sequence[str]) -> list[FileEntry]:
 def group_studies(entries: Iterable[FileEntry]) -> list[FoundStudy]:
     """Group files into studies, in the order of their first files.
 
-    A damaged file goes with each DICOM study that has files in its folder; when there is none, with each
-    whose folders are all in the one above that the damaged file is in too.
+    A damaged file goes with each DICOM study that has files in its folder; when there is none, with those
+    whose files lie in several folders around it.
     """
     entries = list(entries)
     damaged = [entry.path for entry in entries if entry.kind == "damaged"]
@@ -169,12 +170,13 @@ def _with_damaged(studies: list[FoundStudy], damaged: list[str]) -> list[FoundSt
     for number, study in enumerate(studies):
         if study.kind == "dicom":
             below.setdefault(study.place, []).append(number)
-            for folder in {os.path.dirname(path) for path in study.files}:
+            for folder in {str(Path(path).parent) for path in study.files}:
                 beside.setdefault(folder, []).append(number)
     given: dict[int, list[str]] = {}
     for path in damaged:
-        above = (below[str(folder)] for folder in Path(path).parents if str(folder) in below)
-        for number in beside.get(os.path.dirname(path)) or next(above, []):
+        folders = [str(folder) for folder in Path(path).parents]
+        around = (below[folder] for folder in folders if folder in below)
+        for number in beside.get(folders[0]) or next(around, []):
             given.setdefault(number, []).append(path)
     return [replace(study, damaged=tuple(given.get(n, ()))) for n, study in enumerate(studies)]
 

@@ -11,8 +11,8 @@ _ENDS = (0.05, 0.10, 0.15, 0.20)
 """Places near an end of the lungs, as shares of their height."""
 
 _MARGIN = 0.1
-_ROUND = 0.6
-"""Disease can make crescents of the tips, but nothing makes the base round."""
+_ROUND = 0.53
+"""Disease can make crescents of the tips; bases lay at 0.20 to 0.58 in 39 scans, tips without it above."""
 
 
 def is_upside_down(lungs: Bool[np.ndarray, "z y x"]) -> bool:

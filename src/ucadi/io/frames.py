@@ -210,7 +210,12 @@ def _with_pydicom(file: BinaryIO, layout: PixelLayout, frame: int) -> Integer[np
     file.seek(layout.offset)
     plugin = _PLUGINS.get(layout.syntax, "")
     decoder = get_decoder(layout.syntax)
-    values, _ = decoder.as_array(file, index=frame, decoding_plugin=plugin, **options)
+    try:
+        values, _ = decoder.as_array(file, index=frame, decoding_plugin=plugin, **options)
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":  # the RLE decoder's, in Rust: no Exception to Python
+            raise ValueError("the decoder gave up") from error
+        raise
     return np.asarray(values)
 
 

@@ -31,6 +31,15 @@ _SAME_DIRECTION = 0.01  # largest difference of direction cosines within a serie
 _ENHANCED = {str(EnhancedCTImageStorage), str(LegacyConvertedEnhancedCTImageStorage)}
 _MAX_SERIES_NUMBER = 99_999  # longer ones hold dates or patients' numbers at some sites
 _MAX_FRAMES = 10_000
+_FUNCTIONAL = {
+    "CTImageFrameTypeSequence",
+    "CTReconstructionSequence",
+    "FrameContentSequence",
+    "PixelMeasuresSequence",
+    "PixelValueTransformationSequence",
+    "PlaneOrientationSequence",
+    "PlanePositionSequence",
+}
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _WANTED = tags_of(
     [
@@ -129,7 +138,8 @@ class Header:
         is_lossy: Compressed with loss at some time.
         plane: None when position, orientation or pixel spacing is missing or malformed.
         thickness_mm: Nominal thickness of the slice.
-        rescale: Slope and intercept from stored values to HU.
+        rescale: Slope and intercept from stored values to HU; NaN when malformed, 1 and 0 when not stated.
+        is_rescaled: Whether the header states an intercept.
         unit: What the rescaled values are said to be (RescaleType); empty when not said.
         padding: Stored values that mean no measurement: the value, or the ends of a range.
         layout: How the file's pixels are stored; None when that is not one gray sample each.
@@ -155,6 +165,7 @@ class Header:
     plane: Plane | None
     thickness_mm: float | None
     rescale: tuple[float, float]
+    is_rescaled: bool
     unit: str
     padding: tuple[int, ...]
     layout: PixelLayout | None
@@ -192,7 +203,7 @@ def _elements_of_groups(item: Dataset) -> dict[str, Any]:
     return {
         inner.keyword: inner.value
         for group in item
-        if group.VR == "SQ" and group.value
+        if group.keyword in _FUNCTIONAL and group.value
         for inner in group.value[0]
         if inner.VR != "SQ"
     }
@@ -208,7 +219,6 @@ def _header(
 
     types = get("FrameType") or elements.get("ImageType") or ()
     number = _number(elements.get("SeriesNumber"))
-    slope, intercept = _number(get("RescaleSlope")), _number(get("RescaleIntercept"))
     padding = (_number(elements.get(name)) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
     return Header(
         open=open_file,
@@ -236,11 +246,20 @@ def _header(
         is_lossy=elements.get("LossyImageCompression") == "01",
         plane=_plane(*(get(n) for n in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"))),
         thickness_mm=_number(get("SliceThickness")),
-        rescale=(1.0 if slope is None else slope, 0.0 if intercept is None else intercept),
+        rescale=(_rescale(get("RescaleSlope"), 1.0), _rescale(get("RescaleIntercept"), 0.0)),
+        is_rescaled=get("RescaleIntercept") is not None,
         unit=str(get("RescaleType") or "").strip().upper(),
         padding=tuple(int(value) for value in padding if value is not None and abs(value) < 2**31),
         layout=pixel_layout(elements),
     )
+
+
+def _rescale(value: Any, default: float) -> float:
+    """Return a stated number, NaN for one that is malformed, and the default for none."""
+    if value is None:
+        return default
+    number = _number(value)
+    return math.nan if number is None else number
 
 
 def _hash(*words: Any) -> str:

@@ -138,6 +138,9 @@ def load_ct(path: PathLikeStr, *, series: str = "") -> LoadedCt:
         findings.lungs = _judge(volume, findings)
     except DataError as error:
         return LoadedCt(None, None, findings.report(error))
+    except MemoryError:
+        too_large = DataError("input-too-costly", "The volume does not fit into this machine's memory.")
+        return LoadedCt(None, None, findings.report(too_large))
     return LoadedCt(volume, findings.lungs, findings.report(None), findings.source)
 
 
@@ -157,10 +160,16 @@ def _judge(volume: Volume, findings: _Findings) -> Lungs:
 
 def _read(path: Path, series: str, findings: _Findings) -> Volume:
     """Read a volume from whatever the path holds."""
-    if path.is_dir():
+    try:
+        is_folder, is_file, is_there = path.is_dir(), path.is_file(), path.exists()
+    except (OSError, ValueError) as error:
+        raise DataError("input-forbidden", "The given path may not be looked at.") from error
+    if is_folder:
         return _read_files(files_of_folder(path), series, findings)
-    if not path.exists():
+    if not is_there:
         raise DataError("input-not-found", "There is no file or folder at the given path.")
+    if not is_file:
+        raise DataError("input-unsupported", "The given path is a pipe or a device, not a file or folder.")
     file = file_of_path(path)
     head = _head(file)
     if head.startswith(_ZIP_MAGIC):
@@ -261,6 +270,8 @@ def _head(open_file: OpenFile) -> bytes:
     try:
         with open_file() as file:
             return file.read(_HEAD_BYTES)
+    except PermissionError as error:
+        raise DataError("input-forbidden", "A file of the input may not be read.") from error
     except READ_ERRORS as error:
         raise DataError("input-unreadable", f"A file cannot be read ({type(error).__name__}).") from error
 

@@ -156,7 +156,7 @@ class Study:
         """Return the best candidate.
 
         Args:
-            wanted: SeriesInstanceUID or key of the series to take; empty for the best one.
+            wanted: SeriesInstanceUID, key or number of the series to take; empty for the best one.
 
         Raises:
             DicomError: If there is none, with the fault of the series that came nearest; if the wanted one is
@@ -166,7 +166,9 @@ class Study:
             if self.damaged:
                 raise DicomError("input-unreadable", f"All {self.damaged} DICOM files are damaged.")
             raise DicomError("dicom-none", f"None of the {self.files} files is a DICOM image.")
-        named = [s for s in self.series if not wanted or wanted in (s.uid, s.key)]
+        named = [s for s in self.series if not wanted or wanted in (s.uid, s.key, str(s.headers[0].number))]
+        if len({s.uid for s in named}) > 1 and wanted:
+            raise DicomError("series-not-found", f"{len(named)} series have the number {wanted}.")
         named = [s for s in named if s.key == wanted] or named
         if not named:
             keys = ", ".join(dict.fromkeys(s.key for s in self.series))
@@ -197,6 +199,8 @@ def read_study(files: Sequence[OpenFile]) -> Study:
             found = read_headers(open_file)
             blank += not found and is_blank(open_file)
             headers.extend(found)
+        except PermissionError as error:
+            raise DicomError("input-forbidden", "A file of the input may not be read.") from error
         except READ_ERRORS:
             damaged += 1
     series = [one for group in _group(headers) for one in _judge(group)]
@@ -221,8 +225,8 @@ def _group(headers: Iterable[Header]) -> list[list[Header]]:
         kind = header.image_type & (_SCOUT_TYPES | _NO_SLICE_TYPES), header.is_plain, header.is_burned
         spacing = None if header.plane is None else tuple(round(mm, 3) for mm in header.plane.pixel_mm)
         told_by = header.patient, header.study_uid, header.series_uid, header.frame_uid, header.modality
-        is_original = "ORIGINAL" in header.image_type
-        alike = groups.setdefault((told_by, header.size, spacing, header.kernel, is_original, kind), [])
+        values = "ORIGINAL" in header.image_type, header.is_rescaled, header.kernel
+        alike = groups.setdefault((told_by, header.size, spacing, values, kind), [])
         group = next((g for g in alike if _is_same_direction(g[0].plane, header.plane)), None)
         if group is None:
             alike.append([header])

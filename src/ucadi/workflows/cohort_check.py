@@ -14,9 +14,9 @@ from typing import Any
 from ucadi.cohorts.cohort import COHORT_FILE, Problem, Study, read_cohort, read_rows
 from ucadi.cohorts.content import check_mask_fits_label, content_hash, read_lesion_mask
 from ucadi.errors import DataError
-from ucadi.io.reader import load_ct
 from ucadi.types import FindingClass, Split
 from ucadi.workflows.parallel import OnProgress, run_parallel
+from ucadi.workflows.worker_reader import read_guarded
 
 __all__ = ["FEW_STUDIES", "CheckResult", "CohortSummary", "check_cohort", "summarize_cohort"]
 
@@ -143,7 +143,7 @@ def _nested(pairs: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
 def _look_at(root: Path, numbered: Numbered) -> tuple[list[Problem], str]:
     """Read one study's files; return what is wrong with them, and the image's content hash."""
     line, study = numbered
-    loaded = load_ct(root / study.image)
+    loaded = read_guarded(root / study.image)
     report = loaded.report
     if loaded.volume is None:
         return [Problem(line, study.image, report.code, report.reason, report.cure)], ""

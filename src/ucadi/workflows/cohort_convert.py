@@ -6,37 +6,39 @@ COHORT/studies/KEY_lesion.nii.gz   the mask on its grid, when there is one
 COHORT/studies/KEY.json            the record with the loader report; written last, so it stands for the rest
 """
 
-import atexit
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ucadi import __version__
 from ucadi.cohorts.content import check_mask_fits_label, content_hash, read_lesion_mask, to_int16
+from ucadi.cohorts.splits import series_pseudonym, source_pseudonym
+from ucadi.deid.key import SiteKey
 from ucadi.errors import CODES, CohortError, DataError
 from ucadi.imaging.volume import Volume
 from ucadi.io.checkpoint import write_json
-from ucadi.io.guard import GuardedReader
 from ucadi.io.nifti import write_nifti
 from ucadi.io.reader import LoadedCt
 from ucadi.types import FindingClass
+from ucadi.workflows.worker_reader import read_guarded
 
 __all__ = ["STUDIES_FOLDER", "ConvertTask", "StudyRecord", "convert_study"]
 
 STUDIES_FOLDER = "studies"
 
-_RECIPE = f"{__version__} 1"
+_RECIPE = f"{__version__} 2"
 """With another release or recipe a study is converted again."""
 
 _WORK_PREFIX = ".work-"
+_SERIES_KEY = re.compile(r"\b[0-9a-f]{8}\b")
 
 
 @dataclass(frozen=True)
@@ -46,16 +48,22 @@ class ConvertTask:
     Attributes:
         study_key: Pseudonym, and the files' name.
         files: Absolute paths.
+        damaged: Absolute paths of files that may be the study's, but cannot be read.
         mask: Absolute path of the lesion mask; empty when there is none.
         label: The study's class.
         folder: Where the files go.
+        work: Folder outside of the cohort that only this user may enter, for what names the patient.
+        key: The site's.
     """
 
     study_key: str
     files: tuple[str, ...]
+    damaged: tuple[str, ...]
     mask: str
     label: FindingClass
     folder: Path
+    work: Path
+    key: SiteKey
 
     @property
     def image(self) -> Path:
@@ -78,7 +86,7 @@ class StudyRecord:
     """What came of a study. It holds no name, date, path or UID.
 
     Attributes:
-        source_hash: SHA-256 over the source files' bytes, and over the mask's with its label.
+        source_hash: Stands for the source files' bytes, and for the mask's with its label.
         recipe: What converted it.
         code: "ok", or why the study was refused.
         reason: The refusal in words; empty when ok.
@@ -86,7 +94,8 @@ class StudyRecord:
         content_hash: `content_hash` of the volume; empty when refused.
         has_mask: Whether a mask was written.
         lesion_ml: The mask's volume.
-        loader_report: As JSON; empty when reading did not begin.
+        damaged: Number of damaged files that were given to the reader with the others.
+        loader_report: As JSON, with the site's own pseudonyms of series; empty when reading did not begin.
         is_reused: Whether the files were there already; not written.
     """
 
@@ -98,6 +107,7 @@ class StudyRecord:
     content_hash: str = ""
     has_mask: bool = False
     lesion_ml: float | None = None
+    damaged: int = 0
     loader_report: dict[str, Any] = field(default_factory=dict)
     is_reused: bool = False
 
@@ -137,16 +147,15 @@ def convert_study(task: ConvertTask) -> StudyRecord:
 
 def _convert(task: ConvertTask, source_hash: str) -> StudyRecord:
     """Read, check and write one study."""
-    report: dict[str, Any] = {}
+    with _as_input(task) as source:
+        loaded = read_guarded(source)
+    report, renamed = loaded.report.to_json(), _renamed_series(task, loaded)
+    common = {"damaged": len(task.damaged), "loader_report": _rename(report, renamed)}
     try:
-        with _as_input(task) as source:
-            loaded = _reader().load(source)
-        report = loaded.report.to_json()
         volume, mask = _volumes(task, loaded)
     except DataError as error:
-        return StudyRecord(
-            source_hash, code=error.code, reason=error.detail, cure=error.cure, loader_report=report
-        )
+        reason = _rename(error.detail, renamed)
+        return StudyRecord(source_hash, code=error.code, reason=reason, cure=error.cure, **common)
     _write(volume, task.image)
     if mask is not None:
         _write(mask, task.lesion_mask)
@@ -155,16 +164,23 @@ def _convert(task: ConvertTask, source_hash: str) -> StudyRecord:
         content_hash=content_hash(volume),
         has_mask=mask is not None,
         lesion_ml=None if mask is None else round(float(mask.voxels.sum()) * mask.grid.voxel_ml, 3),
-        loader_report=report,
+        **common,
     )
 
 
-@cache
-def _reader() -> GuardedReader:
-    """Return this process' reader, which keeps its own helper process for one study after the other."""
-    reader = GuardedReader()
-    atexit.register(reader.__exit__, None, None, None)
-    return reader
+def _renamed_series(task: ConvertTask, loaded: LoadedCt) -> dict[str, str]:
+    """Return the site's pseudonym of each DICOM series by its key: a plain hash of a UID leads to a PACS."""
+    keys = {series.key for series in loaded.report.series}
+    return {key: series_pseudonym(task.key, key) for key in keys if _SERIES_KEY.fullmatch(key)}
+
+
+def _rename(value: Any, names: dict[str, str]) -> Any:
+    """Replace keys of series wherever a part of a JSON document is or quotes one."""
+    if isinstance(value, str):
+        return _SERIES_KEY.sub(lambda found: names.get(found[0], found[0]), value)
+    if isinstance(value, dict):
+        return {name: _rename(part, names) for name, part in value.items()}
+    return [_rename(part, names) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _volumes(task: ConvertTask, loaded: LoadedCt) -> tuple[Volume, Volume | None]:
@@ -187,10 +203,11 @@ def _volumes(task: ConvertTask, loaded: LoadedCt) -> tuple[Volume, Volume | None
 
 def _hash_source(task: ConvertTask) -> str:
     """Return the hash of all that decides the result; the order of the files does not count."""
-    digest = hashlib.sha256("".join(sorted(map(_hash_file, task.files))).encode())
+    files = sorted(map(_hash_file, (*task.files, *task.damaged)))
+    digest = hashlib.sha256("".join(files).encode())
     if task.mask:
         digest.update(f"{_hash_file(task.mask)} {task.label.name}".encode())
-    return digest.hexdigest()
+    return source_pseudonym(task.key, digest.hexdigest())
 
 
 def _hash_file(path: str) -> str:
@@ -214,15 +231,16 @@ def _read_record(task: ConvertTask, source_hash: str) -> StudyRecord | None:
 @contextmanager
 def _as_input(task: ConvertTask) -> Iterator[Path]:
     """Give one path that holds the study's files and no others."""
-    if len(task.files) == 1:
-        yield Path(task.files[0])
+    files = task.files + task.damaged
+    if len(files) == 1:
+        yield Path(files[0])
         return
-    parents = {Path(path).parent for path in task.files}
-    if len(parents) == 1 and len(list((folder := parents.pop()).iterdir())) == len(task.files):
+    parents = {Path(path).parent for path in files}
+    if len(parents) == 1 and len(list((folder := parents.pop()).iterdir())) == len(files):
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix=_WORK_PREFIX, dir=task.folder) as work:
-        for number, path in enumerate(task.files):
+    with tempfile.TemporaryDirectory(dir=task.work) as work:
+        for number, path in enumerate(files):
             _link_or_copy(path, Path(work, f"{number:06d}"))
         yield Path(work)
 

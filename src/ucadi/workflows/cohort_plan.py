@@ -11,9 +11,10 @@ from ucadi.cohorts.cohort import Problem
 from ucadi.cohorts.labels import LabelRow, LabelTable, read_labels
 from ucadi.cohorts.splits import SplitShares, split_of, study_pseudonym
 from ucadi.cohorts.studies import FileEntry, FoundStudy, find_files, group_studies, index_files
-from ucadi.deid.key import SiteKey, read_key_file
+from ucadi.deid.key import SiteKey, make_key_file, read_key_file
 from ucadi.errors import CohortError
 from ucadi.types import Split
+from ucadi.workflows.cohort_places import check_new_key, check_output, check_places
 from ucadi.workflows.parallel import OnProgress, run_parallel
 
 __all__ = ["ImportPlan", "ImportSettings", "PlannedStudy", "plan_import"]
@@ -28,27 +29,39 @@ class ImportSettings:
     Attributes:
         source: A folder, searched as deep as it goes, or a CSV table that names the paths.
         labels: The table of labels for a folder; None when the source is the table.
-        key: The site's key.
+        out: The cohort's folder.
+        key_file: The site's key.
+        is_new_key: Whether the key file is to be made.
         shares: Of the splits.
         jobs: Number of processes.
     """
 
     source: Path
     labels: Path | None
-    key: SiteKey
+    out: Path
+    key_file: Path
+    is_new_key: bool
     shares: SplitShares
     jobs: int
 
     @classmethod
     def from_options(
-        cls, source: Path, labels: Path | None, key_file: Path, shares: str, jobs: int
+        cls,
+        source: Path,
+        labels: Path | None,
+        out: Path,
+        key_file: Path,
+        shares: str,
+        jobs: int,
+        *,
+        is_new_key: bool,
     ) -> "ImportSettings":
-        """Read the key, and the shares as in 70/15/15.
+        """Read the shares as in 70/15/15.
 
         Raises:
-            ConfigError: If one of them is missing or wrong.
+            ConfigError: If they are anything else.
         """
-        return cls(source, labels, read_key_file(key_file), SplitShares.from_text(shares), jobs)
+        return cls(source, labels, out, key_file, is_new_key, SplitShares.from_text(shares), jobs)
 
 
 @dataclass(frozen=True)
@@ -79,22 +92,25 @@ class ImportPlan:
     """All that is known before a pixel is read.
 
     Attributes:
+        key: The site's; None when there are problems.
         studies: In the order of their files.
-        problems: Of the table of labels; with any, nothing is imported.
+        problems: Of the table of labels; with any, nothing is looked for.
         unused: Lines of the table for which there is no study.
         files: Number of files seen.
         passed_over: Number of files that belong to no study.
-        damaged: Those among them that should be DICOM but cannot be read, relative to the source.
+        damaged: Files that should be DICOM but cannot be read, relative to the source; those that may belong
+            to a study are given to the reader with it.
         without_patient: Number of studies that name no patient; each counts as a patient of its own.
     """
 
-    studies: tuple[PlannedStudy, ...]
-    problems: tuple[Problem, ...]
-    unused: tuple[Problem, ...]
-    files: int
-    passed_over: int
-    damaged: tuple[str, ...]
-    without_patient: int
+    key: SiteKey | None
+    studies: tuple[PlannedStudy, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    unused: tuple[Problem, ...] = ()
+    files: int = 0
+    passed_over: int = 0
+    damaged: tuple[str, ...] = ()
+    without_patient: int = 0
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return how many studies each split would get of each class."""
@@ -108,22 +124,34 @@ class ImportPlan:
 def plan_import(settings: ImportSettings, on_progress: OnProgress) -> ImportPlan:
     """Look through a source and say what an import would do.
 
+    A new key is made when all settings are checked and all files are found.
+
     Args:
         settings: The site's.
         on_progress: Progress over the files.
 
     Raises:
+        ConfigError: As `ucadi.workflows.cohort_places` and `ucadi.deid.key.read_key_file`.
         CohortError: If there is no source or no table of labels, or it is no table.
+        DataError: ``input-links`` or ``input-unreadable``, as `ucadi.cohorts.studies.find_files`.
     """
     source, labels = settings.source, settings.labels
     table, places = _table_and_places(source, labels)
+    check_places(places, settings.out, settings.key_file)
+    check_output(settings.out)
+    if settings.is_new_key:
+        check_new_key(settings.key_file, settings.out)
+    key = None if settings.is_new_key else read_key_file(settings.key_file)
+    if table.problems:
+        return ImportPlan(None, problems=table.problems)
     root = source if source.is_dir() else source.parent
     masks = {row.mask for row in table.rows if row.mask}
     paths = [path for path in find_files(places) if path not in masks]
+    key = key or make_key_file(settings.key_file)
     entries = _index(paths, settings.jobs, on_progress)
     found = group_studies(entries)
     rows = _assign(table.rows, found)
-    studies = [_plan(root, study, row, settings) for study, row in zip(found, rows, strict=True)]
+    studies = [_plan(root, study, row, key, settings.shares) for study, row in zip(found, rows, strict=True)]
     used = {row.line for row in rows if row is not None}
     words, cure = "no study was found for this line.", "Check the path, the StudyInstanceUID or the patient."
     unused = [
@@ -131,12 +159,13 @@ def plan_import(settings: ImportSettings, on_progress: OnProgress) -> ImportPlan
         for row in table.rows
         if row.line not in used
     ]
+    taken = {path for study in found for path in (*study.files, study.mask, *study.damaged) if path}
     return ImportPlan(
+        key,
         studies=tuple(_without_mixed_lines(studies)),
-        problems=table.problems,
         unused=tuple(unused),
         files=len(paths),
-        passed_over=len(paths) - sum(len(study.files) + bool(study.mask) for study in found),
+        passed_over=len(paths) - len(taken),
         damaged=tuple(
             os.path.relpath(entry.path, root.resolve()) for entry in entries if entry.kind == "damaged"
         ),
@@ -203,11 +232,12 @@ def _places(study: FoundStudy) -> list[str]:
     return [*single, study.place, *map(str, Path(study.place).parents)]
 
 
-def _plan(root: Path, found: FoundStudy, row: LabelRow | None, settings: ImportSettings) -> PlannedStudy:
+def _plan(
+    root: Path, found: FoundStudy, row: LabelRow | None, key: SiteKey, shares: SplitShares
+) -> PlannedStudy:
     """Give a study its pseudonyms and its split, and say whether it can be imported."""
     is_single = len(found.files) == 1
     name = os.path.relpath(found.files[0] if is_single else found.place, root.resolve())
-    key = settings.key
     study_id = found.study_uid or f"path {name}"
     patient_id, issuer = _patient_of(found, row)
     patient_key = key.patient(patient_id, issuer) if patient_id else key.patient_of_study(study_id)
@@ -218,7 +248,7 @@ def _plan(root: Path, found: FoundStudy, row: LabelRow | None, settings: ImportS
         fault = "cohort-leak", f"The study's files name {len(found.patients)} patients."
     if not fault[0] and row is None:
         fault = "cohort-label", "The study has no label."
-    split = split_of(key, patient_key, settings.shares)
+    split = split_of(key, patient_key, shares)
     return PlannedStudy(name, found, study_pseudonym(key, study_id), patient_key, split, row, fault)
 
 

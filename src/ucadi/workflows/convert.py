@@ -34,8 +34,11 @@ def convert(source: Path, target: Path, *, series: str = "") -> LoaderReport:
         )
     loaded = load_untrusted(source, series=series)
     volume, _ = loaded.require()
-    write_json(report_path(target), loaded.report.to_json())
+    report = report_path(target)
+    report.unlink(missing_ok=True)  # an old report never stands beside a new volume, nor the other way round
+    target.unlink(missing_ok=True)
     write_nifti(volume, target)
+    write_json(report, loaded.report.to_json())
     return loaded.report
 
 

@@ -14,22 +14,21 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int16
 
 from ucadi.cohorts.cohort import Cohort, Study
 from ucadi.cohorts.content import read_lesion_mask
-from ucadi.errors import CohortError, DataError, UcadiError
+from ucadi.errors import CohortError, UcadiError
 from ucadi.imaging.inputs import lesion_grid, mask_on_grid, slices_for_classifier, volume_for_segmentation
 from ucadi.imaging.lungs import lung_box
 from ucadi.imaging.presets import InputPreset, preset_named
 from ucadi.io.checkpoint import write_bytes
-from ucadi.io.reader import load_ct
 from ucadi.learning.samples import ClassifierSamples, SegmentationSamples
 from ucadi.logs import event, get_logger
 from ucadi.types import Split, Task
 from ucadi.workflows.parallel import run_parallel
+from ucadi.workflows.worker_reader import read_guarded
 
-__all__ = ["LUNG_MARGIN_MM", "OnLeftOut", "OnStudy", "PreparedStudy", "prepare_samples", "prepare_study"]
+__all__ = ["LUNG_MARGIN_MM", "OnLeftOut", "OnStudy", "prepare_samples"]
 
 _LOG = get_logger("workflows.prepare")
 
@@ -44,21 +43,6 @@ OnStudy = Callable[[int, int], None]
 
 OnLeftOut = Callable[[Study, str], None]
 """Called with each study that cannot be used, and the code that says why."""
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedStudy:
-    """Both networks' inputs of one study, memory-mapped.
-
-    Attributes:
-        slices_hu: For the classifier.
-        volume_hu: For the segmentation.
-        lesion_mask: On the segmentation's grid; None when the site has no mask for the study.
-    """
-
-    slices_hu: Int16[np.ndarray, "_z1 _y1 _x1"]
-    volume_hu: Int16[np.ndarray, "z y x"]
-    lesion_mask: Bool[np.ndarray, "z y x"] | None
 
 
 def prepare_samples(
@@ -99,33 +83,21 @@ def prepare_samples(
         folders[place] = filled.folder
         if filled.folder is None:
             study = wanted[place][1]
-            event(_LOG, "study left out", study=study.study_key, code=filled.code, detail=filled.detail)
+            event(_LOG, "study left out", study=study.study_key, code=filled.code)
             on_left_out(study, filled.code)
         on_study(done, len(wanted))
     usable = [(study, folder) for (_, study), folder in zip(wanted, folders, strict=True) if folder]
     if not usable:
         raise CohortError("cohort-empty", f"No {split} study can be used for the {task}.")
-    prepared = [_open(folder, has_mask=bool(study.lesion_mask)) for study, folder in usable]
     if task is Task.CLASSIFIER:
         labels = np.array([int(study.label) for study, _ in usable])
-        return ClassifierSamples(tuple(p.slices_hu for p in prepared), labels, preset_named(preset))
+        slices = tuple(_mapped(folder, "slices") for _, folder in usable)
+        return ClassifierSamples(slices, labels, preset_named(preset))
     return SegmentationSamples(
-        tuple(p.volume_hu for p in prepared),
-        tuple(p.lesion_mask for p in prepared if p.lesion_mask is not None),
+        tuple(_mapped(folder, "volume") for _, folder in usable),
+        tuple(_mapped(folder, "mask") for _, folder in usable),
         preset_named(preset),
     )
-
-
-def prepare_study(root: Path, study: Study, preset: str, cache: Path) -> PreparedStudy:
-    """Return a study's inputs, from the cache when it is there.
-
-    Raises:
-        DataError: If the image is refused, or the mask does not fit it.
-    """
-    filled = _fill(preset, cache, (root, study))
-    if filled.folder is None:
-        raise DataError(filled.code, filled.detail, cure=filled.cure)
-    return _open(filled.folder, has_mask=bool(study.lesion_mask))
 
 
 @dataclass(frozen=True)
@@ -134,8 +106,6 @@ class _Filled:
 
     folder: Path | None
     code: str = ""
-    detail: str = ""
-    cure: str = ""
 
 
 def _fill(preset: str, cache: Path, located: tuple[Path, Study]) -> _Filled:
@@ -149,7 +119,7 @@ def _fill(preset: str, cache: Path, located: tuple[Path, Study]) -> _Filled:
             for name, array in _cut(image, mask, preset_named(preset)).items():
                 write_bytes(folder / f"{name}.npy", _npy_bytes(array))
     except UcadiError as error:
-        return _Filled(None, error.code, error.detail, error.cure)
+        return _Filled(None, error.code)
     return _Filled(folder)
 
 
@@ -158,15 +128,15 @@ def _files(folder: Path, *, has_mask: bool) -> dict[str, Path]:
     return {name: folder / f"{name}.npy" for name in ("slices", "volume", *(["mask"] if has_mask else []))}
 
 
-def _open(folder: Path, *, has_mask: bool) -> PreparedStudy:
-    """Map a study's arrays into memory."""
-    arrays = {name: np.load(path, mmap_mode="r") for name, path in _files(folder, has_mask=has_mask).items()}
-    return PreparedStudy(arrays["slices"], arrays["volume"], arrays.get("mask"))
+def _mapped(folder: Path, name: str) -> np.ndarray:
+    """Map one of a study's arrays into memory."""
+    array: np.ndarray = np.load(folder / f"{name}.npy", mmap_mode="r")
+    return array
 
 
 def _cut(image: Path, mask: Path | None, preset: InputPreset) -> dict[str, np.ndarray]:
     """Read a study's files as for a reading, and cut the arrays."""
-    volume, lungs = load_ct(image).require()
+    volume, lungs = read_guarded(image).require()
     box = lung_box(lungs, LUNG_MARGIN_MM)
     arrays: dict[str, np.ndarray] = {
         "slices": slices_for_classifier(volume, box, preset),
