@@ -15,7 +15,7 @@ demo: $(VENV)/.runtime ## Three hospitals train together, a CT is read (about 7 
 
 test: $(VENV)/.dev ## Fast tests (about 2 minutes)
 	@echo "Fast tests: about 2 minutes on two cores."
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q -n 2 --dist worksteal
 
 check: $(VENV)/.dev ## The gate: format, lint, types, fast tests
 	@$(BIN)/ruff format --check .

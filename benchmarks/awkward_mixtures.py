@@ -4,8 +4,8 @@
 from typing import Any
 
 import numpy as np
-from awkward_dicom import FIELD_MM, SLICES, Images, Stack, ct_image, heights, saving, truth, uid
-from awkward_phantom import Case, Refusal, Scene, Truth
+from awkward_dicom import FIELD_MM, SLICES, STEP_MM, Images, Stack, ct_image, heights, saving, truth, uid
+from awkward_phantom import Case, Refusal, Scene
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import BasicTextSRStorage, SecondaryCaptureImageStorage
 
@@ -41,7 +41,9 @@ def _several(pixels: int) -> tuple[Case, ...]:
     stack = Stack(pixels, heights())
     either = truth(pixels, scenes=(Scene(), SECOND), or_refused=("dicom-many-studies",))
     split = truth(pixels, scenes=(Scene(), SECOND), remarks=("split-acquisition",))
-    mixed = truth(pixels, scenes=(Scene(), SECOND), or_refused=("dicom-duplicate-slices",))
+    no_split = ("dicom-duplicate-slices", "dicom-mixed-patients")
+    mixed = truth(pixels, scenes=(Scene(), SECOND), or_refused=no_split)
+    between = Stack(pixels, heights() + STEP_MM / 2.0)
     other = {"PatientID": "PLANTED-4712", "PatientName": "Plantedname^Other"}
     other_uids = {name: uid(name, "other") for name in ("StudyInstanceUID", "SeriesInstanceUID")}
     return (
@@ -74,14 +76,28 @@ def _several(pixels: int) -> tuple[Case, ...]:
         ),
         Case(
             "two-passes",
-            "Two overlapping passes with an offset of 2.3 mm in one series",
+            "Half a chest in each of two breath-holds that overlap, 2.3 mm off, in one series",
             saving(lambda: _passes(pixels)),
-            Truth(
-                spacing_mm=(None, FIELD_MM / pixels, FIELD_MM / pixels),
-                or_refused=("ct-incomplete-chest", "dicom-uneven-spacing", "dicom-duplicate-slices"),
-                lesion_share=0.03,
-            ),
+            Refusal(("ct-incomplete-chest", "ct-interleaved", "dicom-uneven-spacing")),
             "dgobbi/vtk-dicom/220",
+        ),
+        Case(
+            "interleaved",
+            "Two acquisitions, one between the slices of the other",
+            saving(lambda: [*stack.images(), *between.images(SECOND, AcquisitionNumber="2")]),
+            split,
+        ),
+        Case(
+            "interleaved-unmarked",
+            "Two acquisitions, one between the slices of the other, and nothing tells them apart",
+            saving(lambda: [*stack.images(), *between.images(SECOND)]),
+            Refusal(("ct-interleaved",)),
+        ),
+        Case(
+            "interleaved-patients",
+            "Two patients in one series, one between the slices of the other",
+            saving(lambda: [*stack.images(), *between.images(SECOND, **other)]),
+            Refusal(("dicom-mixed-patients",)),
         ),
         Case(
             "two-patients",
@@ -229,7 +245,7 @@ def _sequential(images: Images) -> Images:
 def _passes(pixels: int) -> Images:
     """Return a lower and an upper pass of one scan, the second off the first one's lattice."""
     lower, upper = heights()[:38], heights()[34:] + 2.3
-    second = Stack(pixels, upper).images(AcquisitionNumber="2", AcquisitionTime="101940")
+    second = Stack(pixels, upper).images(SECOND, AcquisitionNumber="2", AcquisitionTime="101940")
     for image in second:
         image.InstanceNumber = str(SLICES + int(image.InstanceNumber))
     return [*Stack(pixels, lower).images(), *second]

@@ -103,7 +103,7 @@ def test_jitter_of_the_table_is_ignored() -> None:
     assert stack.repairs == ()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(degrees=st.floats(-30.0, 30.0), step=st.floats(1.5, 5.0))
 def test_a_tilted_gantry_keeps_volume_and_place(degrees, step) -> None:
     angle = np.radians(degrees)

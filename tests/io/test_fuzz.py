@@ -40,7 +40,7 @@ LIMIT_S = 20.0
 FAR = 1e9  # voxels; beyond, whole numbers run over
 LOWEST_HU = -1024
 RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-MADE = {"inverted", "slices-interpolated", "spacing-resampled", "tilt-corrected"}
+MADE = {"slices-interpolated", "spacing-resampled", "tilt-corrected"}
 """Repairs after which slices are no longer any file's."""
 
 
@@ -358,7 +358,7 @@ def damaged(original: Path, form: str, seed: int, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_whatever_is_damaged_reading_ends_and_tells_the_truth(inputs, tmp_path_factory, form, seed) -> None:
     assert_law(damaged(inputs[form], form, seed, tmp_path_factory.mktemp("damaged")))
@@ -366,7 +366,7 @@ def test_whatever_is_damaged_reading_ends_and_tells_the_truth(inputs, tmp_path_f
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=400)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_whatever_is_damaged_for_longer(inputs, tmp_path_factory, form, seed) -> None:
     assert_law(damaged(inputs[form], form, seed, tmp_path_factory.mktemp("damaged")))

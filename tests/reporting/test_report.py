@@ -96,7 +96,7 @@ def test_hostile_strings_stay_text(make_chest) -> None:
     report = dataclasses.replace(
         loader,
         reason=hostile,
-        repairs=(Remark("inverted", hostile),),
+        repairs=(Remark("duplicates-dropped", hostile),),
         warnings=(Remark("lossy", hostile),),
         series=(dataclasses.replace(loader.series[0], key=hostile, modality=hostile, reason=hostile),),
     )

@@ -35,6 +35,9 @@ _GAS_HU = -960.0
 _TABLE_SHELLS_MM = 9.0
 """A body wall is thicker; the shells of a table together are thinner."""
 
+_LEVEL = 0.97
+"""Cosine of 14 degrees: where slices lean more, what lies below in the stack is not below in the patient."""
+
 _WORK_MM = 3.0
 """Spacing of the sparse copy: finer than body wall, diaphragm and most of the septum between the lungs."""
 
@@ -151,7 +154,8 @@ def find_lungs(volume: Volume) -> Lungs:
     spacing_mm = np.array(volume.grid.spacing_mm) * (z, y, x)
     air, is_upright = _without_trachea(_lung_air(sparse, spacing_mm), sparse, spacing_mm)
     sides = _tell_sides(air, spacing_mm)
-    if is_upright:  # else its place would tell liver from lung wrongly
+    leans = volume.grid.affine_lps[2, 0] / volume.grid.spacing_mm[0] < _LEVEL
+    if is_upright and not leans:  # else its place would tell liver from lung wrongly
         sides = fill_consolidation(sides, sparse, spacing_mm)
     refined, box = _refine(volume.voxels, air, _fill(sides, spacing_mm), (z, y, x))
     return Lungs(refined, box, volume.grid)
