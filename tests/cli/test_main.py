@@ -232,3 +232,11 @@ def test_results_may_not_replace_what_a_command_reads(run, tmp_path):
     )
     assert status == 2
     assert_one_sentence(err, "output-exists")
+
+
+@pytest.mark.parametrize(("given", "missing"), [("--certificate", "--key"), ("--key", "--certificate")])
+def test_half_a_client_certificate_is_a_usage_error(tmp_path, capsys, given, missing) -> None:
+    (tmp_path / "half.pem").write_text("")
+    command = ["dicom", "query", "--from", "https://localhost:1/dicom-web", given, str(tmp_path / "half.pem")]
+    assert main(command) == 2
+    assert f"{missing} is not" in capsys.readouterr().err

@@ -89,3 +89,8 @@ def test_a_table_in_another_encoding_is_refused(table, encoding):
 
 def test_a_table_saved_by_a_spreadsheet_is_read(table):
     assert len(read_labels(table("study,label\r", "1.2,HEALTHY\r", encoding="utf-8-sig")).rows) == 1
+
+
+def test_semicolons_separate_as_well_as_commas(table) -> None:
+    (row,) = read_labels(table("study;label\n", "1.2;HEALTHY\n")).rows
+    assert row == read_labels(table("study,label\n", "1.2,HEALTHY\n")).rows[0]

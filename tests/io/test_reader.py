@@ -169,7 +169,7 @@ def test_folder_of_pictures_is_refused_with_what_is_there(tmp_path) -> None:
     for k in range(3):
         (tmp_path / f"{k}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     assert code_of(tmp_path) == "dicom-none"
-    assert "3 x a PNG picture" in load_ct(tmp_path).report.reason
+    assert "3 times a PNG picture" in load_ct(tmp_path).report.reason
 
 
 def test_one_dicom_file_is_judged_alone(dicom_folder) -> None:

@@ -500,6 +500,16 @@ def test_an_image_of_another_study_is_refused_and_counts_as_missing(folder, pacs
     assert len(files_in(tmp_path / "in")) == 2
 
 
+def test_a_full_disk_of_ours_is_not_the_servers_fault(folder, pacs, tmp_path):
+    port = pacs(finding(match_of()), getting(files_in(folder)))
+    with (
+        pytest.raises(UcadiError, match="GB are free") as caught,
+        Inbox(tmp_path / "in", study=STUDY, limits=Limits(free_bytes=2**60)) as inbox,
+    ):
+        client(port, "PACS").pull(STUDY, "", inbox, lambda done, total: None)
+    assert caught.value.code == "disk-full"
+
+
 def test_a_study_that_is_not_there_is_told_apart(pacs, tmp_path):
     port = pacs(finding())
     assert code_of(lambda: pull(port, tmp_path / "in"), DataError) == "pacs-no-match"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ucadi.cli.output import check_free, console_error, mark_folder, print_json
-from ucadi.errors import ExitStatus
+from ucadi.errors import ConfigError, ExitStatus
 
 if TYPE_CHECKING:
     from ucadi.workflows.pacs import Trust
@@ -227,6 +227,9 @@ def _trust(ca: Path | None, certificate: Path | None, key: Path | None, insecure
     """Return the options about encryption as one record."""
     from ucadi.workflows.pacs import Trust
 
+    if (certificate is None) != (key is None):
+        given, missing = ("--certificate", "--key") if key is None else ("--key", "--certificate")
+        raise ConfigError("config-invalid", f"{given} is given, {missing} is not.", cure="Give both.")
     return Trust(ca, certificate, key, insecure)
 
 

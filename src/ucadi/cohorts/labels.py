@@ -67,14 +67,22 @@ def read_labels(path: Path) -> LabelTable:
     problems: list[Problem] = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark in front
-            reader = csv.DictReader(file, strict=True)
+            first = file.readline()
+            file.seek(0)
+            # Spreadsheets of many countries separate by semicolons, since their decimals have commas.
+            delimiter = ";" if ";" in first and "," not in first else ","
+            reader = csv.DictReader(file, strict=True, delimiter=delimiter)
             _check_columns(path, set(reader.fieldnames or ()))
             for cells in reader:
                 found = list(_problems(path, reader.line_num, cells))
                 problems.extend(found)
                 if not found:
                     rows.append(_row(path.parent, reader.line_num, _stripped(cells)))
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise CohortError(
+            "cohort-label", f"{path} is not in UTF-8.", cure="Save it as CSV in UTF-8."
+        ) from error
+    except csv.Error as error:
         raise CohortError(
             "cohort-label", f"{path} is not a CSV table: {error}.", cure="Save it as CSV in UTF-8."
         ) from error

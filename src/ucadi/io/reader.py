@@ -196,7 +196,10 @@ def _read_files(files: Sequence[OpenFile], series: str, findings: _Findings) -> 
         raise _no_dicom(files)
     findings.series = study.reports(None)
     if study.damaged:
-        text = f"{study.damaged} damaged DICOM files were left out."
+        count = (
+            "1 damaged DICOM file was" if study.damaged == 1 else f"{study.damaged} damaged DICOM files were"
+        )
+        text = f"{count} left out."
         findings.warnings.append(Remark("damaged-files", text))
     chosen = study.choose(series)
     findings.series = study.reports(chosen)
@@ -224,10 +227,10 @@ def _no_dicom(files: Sequence[OpenFile]) -> DicomError:
     if not files:
         return DicomError("dicom-none", "There is no file in it.")
     kinds = Counter(_kind(_head(file)) for file in files[:_MAX_KINDS])
-    listed = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common(3))
+    listed = ", ".join(f"{count} times {kind}" for kind, count in kinds.most_common(3))
     return DicomError(
         "dicom-none",
-        f"None of the {len(files)} files is a DICOM image (there is {listed}).",
+        f"None of the {len(files)} files is a DICOM image (but {listed}).",
         cure="Point to the folder that holds the series, or to the file of one volume.",
     )
 

@@ -149,7 +149,9 @@ class DicomWeb:
             if expected[key]:
                 self._retry(partial(self._pull_series, study, key, inbox, len(wanted), on_progress))
         if missing := len(wanted - inbox.received):
-            raise UcadiError("pacs-incomplete", f"{self._place} sent {missing} of {len(wanted)} images not.")
+            raise UcadiError(
+                "pacs-incomplete", f"{missing} of {len(wanted)} images of {self._place} did not come."
+            )
 
     def send(self, instances: Sequence[Instance], on_progress: OnProgress) -> tuple[Rejected, ...]:
         """Store files, several in a message."""

@@ -109,9 +109,10 @@ class Dimse:
         if not (sent or len(inbox)):
             raise self._nothing()
         if missing := max(sent, total) - len(inbox):
+            inbox.check_room()  # when we had none, the fault is ours
             raise UcadiError(
                 "pacs-incomplete",
-                f"{self._place} sent {missing} of {max(sent, total)} images not, or not as asked for.",
+                f"{missing} of {max(sent, total)} images of {self._place} did not come, or not as asked for.",
             )
 
     def send(self, instances: Sequence[Instance], on_progress: OnProgress) -> tuple[Rejected, ...]:

@@ -104,7 +104,7 @@ class Inbox:
                 that are no DICOM file.
             UcadiError: ``disk-full`` when the disk has no room to spare.
         """
-        self._check_room()
+        self.check_room()
         with tempfile.NamedTemporaryFile(dir=self._incoming.name, delete=False) as file:
             part = Path(file.name)
             try:
@@ -116,6 +116,20 @@ class Inbox:
                 self._place(part, home / f"{sop_instance}.dcm", uids["SOPInstanceUID"], size)
             finally:
                 part.unlink(missing_ok=True)  # what is refused must not fill the disk
+
+    def check_room(self) -> None:
+        """Make sure that one more instance may come in.
+
+        Raises:
+            DataError: ``pacs-too-large`` beyond a limit.
+            UcadiError: ``disk-full`` when the disk has no room to spare.
+        """
+        with self._lock:
+            self._check_limits(size=0)
+        free, kept = shutil.disk_usage(self.folder).free, self.limits.free_bytes
+        if free < kept:
+            words = f"{free / 1e9:.1f} GB are free on the disk; {kept / 1e9:.1f} GB are to stay free."
+            raise UcadiError("disk-full", words)
 
     def _check(self, part: Path, instance: str) -> dict[str, str]:
         """Return an instance's UIDs, or refuse one that is not wanted."""
@@ -143,13 +157,6 @@ class Inbox:
         if file not in self._stored:
             self._stored[file] = uid
             self._bytes += size
-
-    def _check_room(self) -> None:
-        """Refuse one more instance when the inbox or the disk is full."""
-        with self._lock:
-            self._check_limits(size=0)
-        if shutil.disk_usage(self.folder).free < self.limits.free_bytes:
-            raise UcadiError("disk-full", f"Less than {self.limits.free_bytes:,} bytes are free on the disk.")
 
     def _check_limits(self, size: int) -> None:
         """Refuse one more instance of a size when it is one too many; to be called with the lock."""
