@@ -13,8 +13,8 @@ help: ## Show what can be made
 demo: $(VENV)/.runtime ## Three hospitals train together, a CT is read (about 7 minutes)
 	@$(BIN)/ucadi demo -o $(OUT) --force
 
-test: $(VENV)/.dev ## Fast tests (about 2 minutes)
-	@echo "Fast tests: about 2 minutes on two cores."
+test: $(VENV)/.dev ## Fast tests (about 3 minutes)
+	@echo "Fast tests: about 3 minutes on two cores."
 	@$(BIN)/pytest -q -n 2 --dist worksteal
 
 check: $(VENV)/.dev ## The gate: format, lint, types, fast tests
@@ -23,8 +23,8 @@ check: $(VENV)/.dev ## The gate: format, lint, types, fast tests
 	@$(BIN)/mypy
 	@$(MAKE) --no-print-directory test
 
-e2e: $(VENV)/.dev ## Slow tests with real processes, TLS, a browser and the whole demo (about 15 minutes)
-	@echo "Slow and end-to-end tests: about 15 minutes on two cores."
+e2e: $(VENV)/.dev ## Slow tests with real processes, TLS, a browser and the whole demo (about 18 minutes)
+	@echo "Slow and end-to-end tests: about 18 minutes on two cores."
 	@$(BIN)/pytest -q -m "slow or e2e" --durations=10
 
 clean: ## Remove the environment and the demo's results
