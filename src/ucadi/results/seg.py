@@ -28,8 +28,8 @@ from ucadi.imaging.volume import Volume
 from ucadi.io.checkpoint import write_bytes
 from ucadi.io.files import READ_ERRORS
 from ucadi.io.headers import Plane
-from ucadi.io.nifti import MAX_VOXELS
 from ucadi.io.source import SourceSeries
+from ucadi.io.streams import MAX_VOXELS
 from ucadi.results.codes import PRIVATE_SCHEME
 from ucadi.results.identity import (
     MANUFACTURER,
