@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -345,6 +346,16 @@ def test_the_validation_of_a_round_is_the_mean_of_those_who_could_measure(desk):
     at.say("B", at.update("B", metrics={"loss": 9.0}))
     at.say("C", at.update("C", metrics={"validation": 0.6}))
     assert at.coordinator.close_phase().validation == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations("ABC")))
+def test_the_validation_of_a_round_does_not_depend_on_who_answers_first(desk, order):
+    at = desk()
+    at.ready("A", "B", "C")
+    scores = {"A": 0.1, "B": 0.2, "C": 0.3}  # these sum to 0.6 or to 0.6000000000000001, as one adds them
+    for site in order:
+        at.say(site, at.update(site, metrics={"validation": scores[site]}))
+    assert at.coordinator.close_phase().validation == math.fsum(scores.values()) / 3
 
 
 def test_a_refused_updates_metrics_do_not_count(desk):

@@ -6,6 +6,7 @@ updates as they arrive and makes the next global model. Sites measure each model
 studies when they receive it; the best one is selected by their mean.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -266,7 +267,8 @@ class Coordinator:
             record.missing.pop(site, None)
         scores = [m[SELECTION_METRIC] for m in record.metrics.values() if SELECTION_METRIC in m]
         if scores:
-            record.validation = sum(scores) / len(scores)
+            # The exact sum: a last bit that depends on who answered first would decide between equal models.
+            record.validation = math.fsum(scores) / len(scores)
             if self.best_validation is None or record.validation > self.best_validation:
                 self.best, self.best_validation = self.model, record.validation
         self.records.append(record)
