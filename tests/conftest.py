@@ -19,22 +19,15 @@ from hypothesis import HealthCheck, settings
 
 from ucadi.errors import UcadiError
 from ucadi.federation.aggregation import PlaintextCipher
-from ucadi.federation.messages import (
-    GlobalModel,
-    Protection,
-    Readiness,
-    RoundPlan,
-    RunPlan,
-    TrainingPlan,
-    Update,
-    Validation,
-)
-from ucadi.federation.site import Site
+from ucadi.federation.messages import GlobalModel, Readiness, Update, Validation
+from ucadi.federation.plans import RoundPlan, RunPlan, TrainingPlan
+from ucadi.federation.ports import Gate, Outbox
+from ucadi.federation.site import MemoryOutbox, OpenGate, Site
 from ucadi.imaging.grid import Grid
 from ucadi.imaging.volume import Volume
 from ucadi.types import Task
 
-pytest_plugins = ["dicom_series"]
+pytest_plugins = ["dicom_series", "postgres_server"]
 
 # No deadline: machines differ. The same examples each time: a red test stays red until it is mended.
 settings.register_profile(
@@ -77,7 +70,7 @@ class ToyTrainer:
             site=self.name,
             tensors={name: np.full_like(old, self.delta) for name, old in model.parameters.items()},
             iterations=self.iterations,
-            aggregation_weight=plan.aggregation_weights.get(self.name, 1.0),
+            aggregation_weight=plan.run.client_weights.get(self.name, 1.0),
             num_studies=7,
             metrics={"loss": 0.5, **self._score(model)},
         )
@@ -114,10 +107,11 @@ def make_trainer() -> type[ToyTrainer]:
 
 @pytest.fixture(scope="session")
 def make_site() -> Callable[..., Site]:
-    """Builds a site with a `ToyTrainer`: its name, and what the trainer does."""
+    """Builds a site with a `ToyTrainer`: its name, and what the trainer does; remembers and agrees."""
 
-    def build(name: str, **behaviour: Any) -> Site:
-        return Site(name, ToyTrainer(name, **behaviour), PlaintextCipher())
+    def build(name: str, outbox: Outbox | None = None, gate: Gate | None = None, **behaviour: Any) -> Site:
+        trainer = ToyTrainer(name, **behaviour)
+        return Site(name, trainer, PlaintextCipher(), outbox or MemoryOutbox(), gate or OpenGate())
 
     return build
 
@@ -137,32 +131,24 @@ def make_model() -> Callable[..., GlobalModel]:
 
 
 @pytest.fixture(scope="session")
-def make_round_plan() -> Callable[..., RoundPlan]:
-    """Builds what a site is told about a round; keywords replace fields."""
-
-    def build(model: GlobalModel, **changes: Any) -> RoundPlan:
-        fields = {
-            "run_id": "run-1",
-            "round": model.round + 1,
-            "rounds": 3,
-            "seed": 0,
-            "training": TRAINING,
-            "aggregation_weights": {},
-            "protection": Protection.PLAINTEXT,
-            "model_hash": model.hash,
-        }
-        return RoundPlan(**{**fields, **changes})
-
-    return build
-
-
-@pytest.fixture(scope="session")
 def make_run_plan() -> Callable[..., RunPlan]:
     """Builds a run of two rounds at sites A, B and C; keywords replace fields."""
 
     def build(**changes: Any) -> RunPlan:
         fields = {"run_id": "run-1", "training": TRAINING, "rounds": 2, "seed": 0, "sites": ("A", "B", "C")}
         return RunPlan(**{**fields, **changes})
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def make_round_plan(make_run_plan: Callable[..., RunPlan]) -> Callable[..., RoundPlan]:
+    """Builds what a site is told about the round after a model's; keywords replace fields of either plan."""
+
+    def build(model: GlobalModel, **changes: Any) -> RoundPlan:
+        own = {name: changes.pop(name) for name in ("round", "model_hash") if name in changes}
+        run = make_run_plan(**{"rounds": 3, **changes})
+        return RoundPlan(**{"run": run, "round": model.round + 1, "model_hash": model.hash, **own})
 
     return build
 

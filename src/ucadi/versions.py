@@ -3,7 +3,7 @@
 
 __all__ = ["CHECKPOINT_VERSION", "CONFIG_VERSION", "RECORD_VERSION", "WIRE_VERSION"]
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 """Messages between coordinator and sites."""
 
 CHECKPOINT_VERSION = 1

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from ucadi.errors import UpdateRejectedError
 from ucadi.federation import aggregation, messages
 from ucadi.federation.aggregation import PlaintextAccumulator, PlaintextCipher, apply_total, difference
-from ucadi.federation.messages import GlobalModel, Weighting
+from ucadi.federation.messages import GlobalModel
+from ucadi.federation.plans import Weighting
 from ucadi.tensors import hash_tensors
 
 finite = st.floats(-100, 100, width=32)

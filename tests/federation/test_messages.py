@@ -13,6 +13,7 @@ from ucadi.errors import CODES, ProtocolVersionError, UcadiError, UpdateRejected
 from ucadi.federation import messages
 from ucadi.tensors import hash_tensors, pack, unpack
 from ucadi.types import Task
+from ucadi.versions import WIRE_VERSION
 
 numbers = st.floats(-1e6, 1e6)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -30,11 +31,8 @@ def plain(load_plain) -> ModuleType:
 
 
 TENSORS = {"a": np.arange(3, dtype=np.float32)}
-PLAN = {
+RUN = {
     "run_id": "run-1",
-    "round": 1,
-    "rounds": 2,
-    "seed": 3,
     "training": {
         "task": "classifier",
         "network": "densenet3d",
@@ -43,11 +41,21 @@ PLAN = {
         "batch_size": 2,
         "learning_rate": 0.01,
     },
-    "aggregation_weights": {"A": 0.5},
+    "rounds": 2,
+    "seed": 3,
+    "sites": ["A", "B"],
+    "min_sites": 2,
+    "ready_deadline_s": 30.0,
+    "train_deadline_s": 60.0,
+    "patience_s": 600.0,
+    "client_weights": {"A": 0.5},
+    "weighting": "normalized",
     "protection": "plaintext",
-    "model_hash": hash_tensors(TENSORS),
+    "aggregation": "synchronous",
+    "buffer_size": 0,
+    "metrics": ["loss"],
 }
-CALL = {"phase": "train", "plan": PLAN, "model_round": 0}
+CALL = {"phase": "train", "run": RUN, "round": 1, "model_hash": hash_tensors(TENSORS), "model_round": 0}
 REPLIES: dict[str, dict[str, Any]] = {
     "readiness": {"run_id": "run-1", "round": 1, "site": "A", "num_studies": 7},
     "update": {
@@ -66,7 +74,7 @@ REPLIES: dict[str, dict[str, Any]] = {
 
 
 def written(
-    kind: str, body: object, tensors: dict[str, np.ndarray] | None = None, version: str = "1"
+    kind: str, body: object, tensors: dict[str, np.ndarray] | None = None, version: str = str(WIRE_VERSION)
 ) -> bytearray:
     return pack(tensors or {}, {"ucadi": version, "kind": kind, "body": json.dumps(body)})
 
@@ -76,19 +84,22 @@ def written(
 
 @given(
     phase=st.sampled_from(messages.Phase),
-    run_id=texts,
+    run_id=st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True),
     rounds=st.integers(1, 100),
     seed=st.integers(0, 2**31 - 1),
-    weights=st.dictionaries(texts, st.floats(0.001, 10), max_size=3),
+    weights=st.dictionaries(
+        st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,9}", fullmatch=True), st.floats(0.001, 10), max_size=3
+    ),
 )
 def test_a_request_comes_back_as_it_was_sent(
     make_model, make_round_plan, phase, run_id, rounds, seed, weights
 ):
     model = make_model()
-    plan = make_round_plan(model, run_id=run_id, rounds=rounds, seed=seed, aggregation_weights=weights)
+    plan = make_round_plan(model, run_id=run_id, rounds=rounds, seed=seed, client_weights=weights)
     sent = messages.Call(phase, plan, None if phase is messages.Phase.READY else model)
     read = messages.decode_call(messages.encode_call(sent))
     assert (read.phase, read.plan) == (phase, plan)
+    assert read.plan.run.hash == plan.run.hash
     if phase is messages.Phase.READY:
         assert read.model is None
     else:
@@ -148,7 +159,7 @@ def test_the_written_examples_of_this_file_are_readable(plain):
 # -- refusals ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", ["0", "2", "1.0", "", "10", "x" * 1000])
+@pytest.mark.parametrize("version", ["0", "1", "99", "1.0", "", "10", "x" * 1000])
 def test_another_version_of_the_protocol_is_refused_by_name(version):
     for decode, kind, body in (
         (messages.decode_call, "call", CALL),
@@ -221,14 +232,22 @@ def test_a_reply_with_a_wrong_value_in_any_field_is_refused(plain, kind, field, 
 
 
 WRONG_IN_PLAN: dict[str, list[Any]] = {
-    "run_id": [None, 1, []],
-    "round": [None, "1", 1.5, True, 0, -1],
-    "rounds": [None, "2", 2.5, True, 0],
-    "seed": [None, "3", 3.5, True, -1],
+    "run_id": [None, 1, [], "", "A run", "../x", "x" * 64],
+    "rounds": [None, "2", 2.5, True, 0, 10_001],
+    "seed": [None, "3", 3.5, True, -1, 2**31],
     "training": [None, [], "x", {}],
-    "aggregation_weights": [None, [], "x", *({"A": wrong} for wrong in ("b", None, True, 0, float("nan")))],
+    "sites": [None, "AB", {}, [1], ["A", "A"], ["../B"], ["A"]],  # the last: fewer than min_sites
+    "min_sites": [None, "2", 2.5, True, 0, 3],
+    "ready_deadline_s": [None, "1", True, -1.0, float("nan"), float("inf"), 10**9],
+    "train_deadline_s": [None, [], True, -1.0, float("nan")],
+    "patience_s": [None, {}, True, -1.0, float("inf")],
+    "client_weights": [None, "x", *({"A": wrong} for wrong in ("b", None, True, 0, float("nan"))),
+                       {"../A": 1.0}],
+    "weighting": [None, "mean", 1],
     "protection": [None, "none", 1, []],
-    "model_hash": [None, 1, []],
+    "aggregation": [None, "buffered", 1],  # buffered needs a buffer
+    "buffer_size": [None, "0", 1, -1, True],
+    "metrics": [None, "loss", ["names"], [1], {}],
 }  # fmt: skip
 WRONG_IN_TRAINING: dict[str, list[Any]] = {
     "task": [None, "surgery", 1],
@@ -240,10 +259,17 @@ WRONG_IN_TRAINING: dict[str, list[Any]] = {
 }
 
 
+@pytest.mark.parametrize("field", RUN)
+def test_a_plan_without_a_field_or_with_another_is_refused(plain, field):
+    for run in ({name: value for name, value in RUN.items() if name != field}, {**RUN, f"{field}x": 1}):
+        with pytest.raises(UpdateRejectedError):
+            plain.decode_call(written("call", {**CALL, "run": run}, TENSORS))
+
+
 @pytest.mark.parametrize(("field", "value"), [(f, v) for f, values in WRONG_IN_PLAN.items() for v in values])
 def test_a_plan_with_a_wrong_value_in_any_field_is_refused(plain, field, value):
     with pytest.raises(UpdateRejectedError) as caught:
-        plain.decode_call(written("call", {**CALL, "plan": {**PLAN, field: value}}, TENSORS))
+        plain.decode_call(written("call", {**CALL, "run": {**RUN, field: value}}, TENSORS))
     assert caught.value.code == "message-invalid"
 
 
@@ -251,15 +277,16 @@ def test_a_plan_with_a_wrong_value_in_any_field_is_refused(plain, field, value):
     ("field", "value"), [(f, v) for f, values in WRONG_IN_TRAINING.items() for v in values]
 )
 def test_a_plan_with_a_wrong_training_value_is_refused(plain, field, value):
-    plan = {**PLAN, "training": {**PLAN["training"], field: value}}
+    run = {**RUN, "training": {**RUN["training"], field: value}}
     with pytest.raises(UpdateRejectedError) as caught:
-        plain.decode_call(written("call", {**CALL, "plan": plan}, TENSORS))
+        plain.decode_call(written("call", {**CALL, "run": run}, TENSORS))
     assert caught.value.code == "message-invalid"
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"phase": "surgery"}, {"phase": None}, {"plan": None}, {"plan": []}, {"model_round": None},
+    [{"phase": "surgery"}, {"phase": None}, {"run": None}, {"run": []}, {"model_hash": None}, {"round": None},
+     {"round": "1"}, {"round": 1.5}, {"round": True}, {"round": 0}, {"round": 4}, {"model_round": None},
      {"model_round": "0"}, {"model_round": 0.5}, {"model_round": float("inf")}, {"model_round": -1},
      {"model_round": True}],
     ids=str,
@@ -274,12 +301,12 @@ def test_a_request_with_a_wrong_value_is_refused(plain, change):
 def test_a_body_that_is_no_object_is_refused(body):
     for kind, decode in (("call", messages.decode_call), ("readiness", messages.decode_reply)):
         with pytest.raises(UpdateRejectedError):
-            decode(pack({}, {"ucadi": "1", "kind": kind, "body": body}))
+            decode(pack({}, {"ucadi": str(WIRE_VERSION), "kind": kind, "body": body}))
 
 
 @pytest.mark.parametrize("absent", ["ucadi", "kind", "body"])
 def test_a_buffer_without_a_message_in_it_is_refused(absent):
-    words = {"ucadi": "1", "kind": "call", "body": json.dumps(CALL)}
+    words = {"ucadi": str(WIRE_VERSION), "kind": "call", "body": json.dumps(CALL)}
     del words[absent]
     with pytest.raises(UpdateRejectedError) as caught:
         messages.decode_call(pack(TENSORS, words))
@@ -318,12 +345,12 @@ def test_any_json_in_any_place_raises_nothing_but_an_error_of_ours(plain, data):
     body = json.loads(json.dumps(CALL if kind == "call" else REPLIES[kind]))
     place = body
     if kind == "call" and data.draw(st.booleans()):
-        place = body["plan"] if data.draw(st.booleans()) else body["plan"]["training"]
+        place = body["run"] if data.draw(st.booleans()) else body["run"]["training"]
     place[data.draw(st.sampled_from(sorted(place)))] = data.draw(json_values)
     only_ucadi_errors(plain, written(kind, body, TENSORS))
 
 
 def test_what_is_read_names_no_code_to_run():
     call = messages.decode_call(written("call", CALL, TENSORS))
-    assert call.plan.training.task is Task.CLASSIFIER
-    assert all(isinstance(value, str | int | float) for value in vars(call.plan.training).values())
+    assert call.plan.run.training.task is Task.CLASSIFIER
+    assert all(isinstance(value, str | int | float) for value in vars(call.plan.run.training).values())

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from ucadi.errors import CODES, CohortError, ModelError
+from ucadi.errors import CODES, CohortError, FederationError, ModelError
 from ucadi.federation.aggregation import PlaintextCipher
 from ucadi.federation.messages import (
     Call,
@@ -14,8 +14,13 @@ from ucadi.federation.messages import (
     decode_reply,
     encode_call,
 )
-from ucadi.federation.site import Site
+from ucadi.federation.site import MemoryOutbox, OpenGate, Site
 from ucadi.tensors import hash_tensors, pack
+from ucadi.versions import WIRE_VERSION
+
+
+def site_of(trainer, outbox=None, gate=None) -> Site:
+    return Site("A", trainer, PlaintextCipher(), outbox or MemoryOutbox(), gate or OpenGate())
 
 
 @pytest.fixture
@@ -37,7 +42,7 @@ def trainer(make_trainer):
 
 @pytest.fixture
 def site(trainer):
-    return Site("A", trainer, PlaintextCipher())
+    return site_of(trainer)
 
 
 def refusal_code(site, body) -> str:
@@ -107,13 +112,15 @@ def test_a_request_to_train_without_a_model_is_refused(site, trainer, make_model
     assert trainer.asked == []
 
 
-@pytest.mark.parametrize("body", [b"", b"\x80\x04junk", bytes(1000), pack({}, {"ucadi": "1"})], ids=len)
+@pytest.mark.parametrize(
+    "body", [b"", b"\x80\x04junk", bytes(1000), pack({}, {"ucadi": str(WIRE_VERSION)})], ids=len
+)
 def test_bytes_that_are_no_request_are_refused(site, body):
     assert refusal_code(site, body) == "message-invalid"
 
 
 def test_a_request_of_another_version_is_refused_by_its_code(site):
-    assert refusal_code(site, pack({}, {"ucadi": "2", "kind": "call", "body": "{}"})) == "protocol-version"
+    assert refusal_code(site, pack({}, {"ucadi": "99", "kind": "call", "body": "{}"})) == "protocol-version"
 
 
 def test_a_reply_sent_as_a_request_is_refused(site, call):
@@ -122,20 +129,20 @@ def test_a_reply_sent_as_a_request_is_refused(site, call):
 
 def test_the_trainers_reason_crosses_as_its_code(make_trainer, call):
     trainer = make_trainer("A", faults={"readiness": CohortError("cohort-empty", "3 studies.")})
-    site = Site("A", trainer, PlaintextCipher())
+    site = site_of(trainer)
     assert refusal_code(site, call(Phase.READY)) == "cohort-empty"
 
 
 def test_a_failed_training_is_tried_again_when_asked_again(make_trainer, call):
     trainer = make_trainer("A", faults={"train": ModelError("site-failed", "The loss became nan.")})
-    site = Site("A", trainer, PlaintextCipher())
+    site = site_of(trainer)
     assert refusal_code(site, call(Phase.TRAIN)) == "site-failed"
     trainer.faults.clear()
     assert isinstance(decode_reply(site.answer(call(Phase.TRAIN))), Update)
 
 
 def test_a_metric_that_is_not_a_number_is_refused_at_the_site(make_trainer, call):
-    site = Site("A", make_trainer("A", scores=(float("nan"),)), PlaintextCipher())
+    site = site_of(make_trainer("A", scores=(float("nan"),)))
     assert refusal_code(site, call(Phase.VALIDATE)) == "message-invalid"
 
 
@@ -149,7 +156,7 @@ def test_nothing_of_an_errors_text_leaves_the_site(make_trainer, call, phase):
         f"/data/{PLANTED}/cohort.csv line 3: study {PLANTED} is not allowed.",
         cure=f"Ask {PLANTED}.",
     )
-    site = Site("A", make_trainer("A", faults={phase: fault}), PlaintextCipher())
+    site = site_of(make_trainer("A", faults={phase: fault}))
     body = {"readiness": Phase.READY, "train": Phase.TRAIN, "validate": Phase.VALIDATE}[phase]
     left = bytes(site.answer(call(body)))
     assert b"cohort-invalid" in left
@@ -161,7 +168,7 @@ def test_a_refusal_tells_the_same_few_bytes_whatever_went_wrong(make_trainer, ca
     lengths = set()
     for detail in ("short", "long " * 1000):
         trainer = make_trainer("A", faults={"readiness": CohortError("cohort-empty", detail)})
-        lengths.add(len(Site("A", trainer, PlaintextCipher()).answer(call(Phase.READY))))
+        lengths.add(len(site_of(trainer).answer(call(Phase.READY))))
     assert len(lengths) == 1
 
 
@@ -176,3 +183,73 @@ def test_training_leaves_the_received_model_as_it_was(site, call, make_model):
     before = hash_tensors(model.parameters)
     site.answer(call(Phase.TRAIN, model))
     assert hash_tensors(model.parameters) == before
+
+
+# -- what a site keeps and decides ------------------------------------------------------------------------
+
+
+class Ledger(MemoryOutbox):
+    """Remembers what left."""
+
+    def __init__(self):
+        super().__init__()
+        self.left = []
+
+    def note(self, kind, plan, body):
+        self.left.append((kind, plan.round if plan else None, len(body)))
+
+
+class Closed:
+    """A gate with a code."""
+
+    def __init__(self, code="plan-waiting"):
+        self.code = code
+
+    def check(self, plan):
+        if self.code:  # a registered one, as all that may leave
+            raise FederationError(self.code, f"The plan {plan.run_id} waits at {PLANTED}.")
+
+
+def test_a_site_that_was_killed_after_training_sends_the_same_bytes_again(make_trainer, call):
+    outbox, first, second = MemoryOutbox(), make_trainer("A"), make_trainer("A", delta=9.0)
+    sent = bytes(site_of(first, outbox).answer(call(Phase.TRAIN)))
+    assert bytes(site_of(second, outbox).answer(call(Phase.TRAIN))) == sent
+    assert (first.asked, second.asked) == (["train"], [])
+
+
+def test_a_kept_reply_is_for_its_model_only(make_trainer, call, make_model):
+    outbox, trainer = MemoryOutbox(), make_trainer("A")
+    site_of(trainer, outbox).answer(call(Phase.TRAIN))
+    site_of(trainer, outbox).answer(call(Phase.TRAIN, make_model(seed=1)))
+    assert trainer.asked == ["train", "train"]
+
+
+def test_everything_that_leaves_is_noted_refusals_and_repetitions_too(make_trainer, call):
+    outbox = Ledger()
+    site = site_of(make_trainer("A", faults={"validate": ModelError("site-failed", "x")}), outbox)
+    bodies = [site.answer(call(phase)) for phase in (Phase.READY, Phase.TRAIN, Phase.TRAIN, Phase.VALIDATE)]
+    bodies.append(site.answer(b"junk"))
+    assert [kind for kind, _, _ in outbox.left] == ["readiness", "update", "update", "refusal", "refusal"]
+    assert [number for _, number, _ in outbox.left] == [1, 1, 1, 1, None]
+    assert [size for _, _, size in outbox.left] == [len(body) for body in bodies]
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_nothing_is_done_or_sent_again_for_a_plan_that_the_site_has_not_approved(make_trainer, call, phase):
+    trainer, outbox, gate = make_trainer("A"), MemoryOutbox(), Closed("")
+    site = site_of(trainer, outbox, gate)
+    site.answer(call(phase))
+    asked = list(trainer.asked)
+    gate.code = "site-paused"
+    assert refusal_code(site, call(phase)) == "site-paused"
+    assert trainer.asked == asked
+
+
+def test_a_plan_that_names_other_sites_is_refused(site, call):
+    assert refusal_code(site, call(Phase.READY, sites=("B", "C"))) == "site-unknown"
+
+
+def test_a_metric_that_the_plan_does_not_name_stays_at_the_site(site, call):
+    update = decode_reply(site.answer(call(Phase.TRAIN, metrics=("loss",))))
+    validation = decode_reply(site.answer(call(Phase.VALIDATE, metrics=("loss",))))
+    assert (update.metrics, validation.metrics) == ({"loss": 0.5}, {})

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from ucadi.errors import UpdateRejectedError
-from ucadi.federation.messages import GlobalModel, RoundPlan, Update, Weighting
+from ucadi.federation.messages import GlobalModel, Update
+from ucadi.federation.plans import RoundPlan, Weighting
 from ucadi.federation.ports import Total
 from ucadi.tensors import Tensors
 
@@ -73,13 +74,18 @@ class PlaintextAccumulator:
                 raise UpdateRejectedError("update-not-finite", f"{name} holds NaN, infinite or huge values.")
         _factor(update)
 
-    def add(self, update: Update) -> None:
-        """Add a checked update."""
-        factor = _factor(update)
+    def add(self, update: Update, discount: float = 1.0) -> None:
+        """Add a checked update.
+
+        A discount shrinks the update but not its weight in the mean, so the step shrinks with it, as in
+        buffered aggregation.
+        """
+        weight = _factor(update)
+        factor = weight * discount
         for name, array in update.tensors.items():
             for total, block in zip(_blocks(self._sums[name]), _blocks(array), strict=True):
                 total += np.multiply(block, factor, dtype=np.float64)
-        self._weight += factor
+        self._weight += weight
         self._iterations += float(update.iterations or 0)
 
     def open(self) -> Total:

@@ -7,30 +7,25 @@ kind of record and the record itself as JSON. It names registered networks and n
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
 from ucadi.errors import CODES, ProtocolVersionError, UpdateRejectedError
+from ucadi.federation.plans import RoundPlan, plan_document, read_plan
 from ucadi.tensors import Tensors, hash_tensors, pack, unpack
-from ucadi.types import Task
 from ucadi.versions import WIRE_VERSION
 
 __all__ = [
     "Call",
     "GlobalModel",
     "Phase",
-    "Protection",
     "Readiness",
     "Refusal",
     "Reply",
-    "RoundPlan",
-    "RunPlan",
-    "TrainingPlan",
     "Update",
     "Validation",
-    "Weighting",
     "decode_call",
     "decode_reply",
     "encode_call",
@@ -44,117 +39,6 @@ class Phase(StrEnum):
     READY = "ready"
     TRAIN = "train"
     VALIDATE = "validate"
-
-
-class Protection(StrEnum):
-    """How an update is hidden from the coordinator."""
-
-    PLAINTEXT = "plaintext"
-
-
-class Weighting(StrEnum):
-    """How the factors n_i·w_i are scaled.
-
-    ``normalized`` divides by their sum. ``paper_exact`` divides by the sum of n_i alone (Yang et al. 2021,
-    Alg. 1 line 7), so the global step shrinks when weights are below 1.
-    """
-
-    NORMALIZED = "normalized"
-    PAPER_EXACT = "paper_exact"
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """What one site does in one round: registered names and numbers only.
-
-    Attributes:
-        task: What is learned.
-        network: Name in the network register.
-        preset: Name in the register of input presets.
-        iterations: Optimizer steps per round (n_i of Alg. 1), the same for all sites.
-        batch_size: Samples per step.
-        learning_rate: Step size of the first round, falling along half a cosine over the rounds.
-    """
-
-    task: Task
-    network: str
-    preset: str
-    iterations: int
-    batch_size: int
-    learning_rate: float
-
-    def __post_init__(self) -> None:
-        _require(isinstance(self.network, str) and isinstance(self.preset, str), "network or preset")
-        _require(_is_count(self.iterations, 1, 100_000), f"iterations {self.iterations}")
-        _require(_is_count(self.batch_size, 1, 1024), f"batch_size {self.batch_size}")
-        _require(_is_number(self.learning_rate, 0.0, 10.0), f"learning_rate {self.learning_rate}")
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """A whole federated run, as the coordinator holds it.
-
-    Attributes:
-        run_id: Name of the run.
-        training: What a site does in a round.
-        rounds: Number of rounds, counted from 1.
-        seed: Seed of the initial model and, with site and round, of local training.
-        sites: Who is called each round.
-        min_sites: A round with fewer accepted updates is void and ends the run.
-        ready_deadline_s: How long a site may take to say that it is ready.
-        train_deadline_s: How long a site may take to train.
-        client_weights: w_i of Alg. 1 by site; 1 when not named.
-        weighting: How n_i·w_i are scaled.
-        protection: How updates are hidden.
-    """
-
-    run_id: str
-    training: TrainingPlan
-    rounds: int
-    seed: int
-    sites: tuple[str, ...]
-    min_sites: int = 2
-    ready_deadline_s: float = 30.0
-    train_deadline_s: float = 3600.0
-    client_weights: Mapping[str, float] = field(default_factory=dict)
-    weighting: Weighting = Weighting.NORMALIZED
-    protection: Protection = Protection.PLAINTEXT
-
-
-@dataclass(frozen=True)
-class RoundPlan:
-    """What a site is told about one round.
-
-    Attributes:
-        run_id: Name of the run.
-        round: This round, from 1.
-        rounds: Number of rounds of the run.
-        seed: The run's seed.
-        training: What to do.
-        aggregation_weights: w_i of Alg. 1 by site; 1 when not named. The same for all readers.
-        protection: How to hide the update.
-        model_hash: Identity of the global model that the round starts from.
-    """
-
-    run_id: str
-    round: int
-    rounds: int
-    seed: int
-    training: TrainingPlan
-    aggregation_weights: Mapping[str, float]
-    protection: Protection
-    model_hash: str
-
-    def __post_init__(self) -> None:
-        _require(isinstance(self.run_id, str) and isinstance(self.model_hash, str), "run_id or model_hash")
-        _require(_is_count(self.rounds, 1), f"rounds {self.rounds}")
-        _require(_is_count(self.round, 1, self.rounds + 1), f"round {self.round}")
-        _require(_is_count(self.seed), f"seed {self.seed}")
-        weights = self.aggregation_weights
-        _require(
-            isinstance(weights, Mapping) and all(_is_number(w) and w > 0 for w in weights.values()),
-            "aggregation_weights",
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,7 +142,14 @@ _REPLIES: dict[str, type[Any]] = {
 
 def encode_call(call: Call) -> bytearray:
     """Write a request as bytes."""
-    body = {"phase": call.phase, "plan": asdict(call.plan), "model_round": call.model and call.model.round}
+    plan = call.plan
+    body = {
+        "phase": call.phase,
+        "run": plan_document(plan.run),
+        "round": plan.round,
+        "model_hash": plan.model_hash,
+        "model_round": call.model and call.model.round,
+    }
     return _encode("call", body, {} if call.model is None else call.model.parameters)
 
 
@@ -273,14 +164,12 @@ def decode_call(buffer: bytes | bytearray | memoryview) -> Call:
     try:
         if kind != "call":
             raise ValueError(f"kind {kind!r}")
-        plan = body["plan"]
-        training = TrainingPlan(**{**plan["training"], "task": Task(plan["training"]["task"])})
-        round_plan = RoundPlan(**{**plan, "training": training, "protection": Protection(plan["protection"])})
+        plan = RoundPlan(read_plan(body["run"]), body["round"], body["model_hash"])
         phase = Phase(body["phase"])
         if phase is Phase.READY:
-            return Call(phase, round_plan)
+            return Call(phase, plan)
         _require(_is_count(body["model_round"]), "model_round")
-        return Call(phase, round_plan, GlobalModel(body["model_round"], tensors))
+        return Call(phase, plan, GlobalModel(body["model_round"], tensors))
     except (KeyError, TypeError, ValueError) as error:
         raise UpdateRejectedError("message-invalid", f"The request cannot be read: {error}.") from error
 
