@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,16 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from ucadi.engines.flare.job import write_job
-from ucadi.engines.flare.kit import FlareApp, Kits, Role, check_kit, make_kits
+from ucadi.engines.flare.kit import (
+    FlareApp,
+    Kits,
+    Papers,
+    Role,
+    bar_sites,
+    check_kit,
+    make_kits,
+    make_site_kit,
+)
 from ucadi.engines.flare.process import check_port, free_port
 from ucadi.errors import EngineError
 
@@ -21,9 +32,14 @@ def kits(tmp_path_factory: pytest.TempPathFactory) -> Kits:
     return make_kits(tmp_path_factory.mktemp("kits"), ["site-1", "site_2"], APP, port=18002)
 
 
+@pytest.fixture(scope="module")
+def other_kits(tmp_path_factory: pytest.TempPathFactory) -> Kits:
+    return make_kits(tmp_path_factory.mktemp("other-kits"), ["site-1"], APP, port=18002)
+
+
 @pytest.fixture
-def site_kit(tmp_path: Path) -> Path:
-    return make_kits(tmp_path / "kits", ["site-1"], APP, port=18002).sites["site-1"]
+def site_kit(other_kits: Kits, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(other_kits.sites["site-1"], tmp_path / "site-1"))
 
 
 def read(path: Path) -> dict:
@@ -50,13 +66,17 @@ def test_no_log_leaves_a_site(kits: Kits) -> None:
     }
 
 
+def granted(kit: Path) -> set[tuple[str, str]]:
+    roles = read(kit / "local/authorization.json")["permissions"]
+    return {(role, right) for role, rights in roles.items() for right, who in rights.items() if who != "none"}
+
+
 def test_rights_are_to_submit_stop_and_view_for_the_driver_alone(kits: Kits) -> None:
-    for folder in (kits.coordinator, *kits.sites.values()):
-        roles = read(folder / "local/authorization.json")["permissions"]
-        granted = {
-            (role, right) for role, rights in roles.items() for right, who in rights.items() if who != "none"
-        }
-        assert granted == {("lead", "submit_job"), ("lead", "manage_job"), ("lead", "view")}
+    everywhere = {("lead", "submit_job"), ("lead", "manage_job"), ("lead", "view")}
+    for folder in kits.sites.values():
+        assert granted(folder) == everywhere
+    # and at the coordinator, to keep revoked sites out
+    assert granted(kits.coordinator) == everywhere | {("lead", "disable_client"), ("lead", "enable_client")}
 
 
 def test_unsigned_jobs_are_refused_at_both_sides(kits: Kits) -> None:
@@ -151,10 +171,91 @@ def test_folder_with_blanks_is_refused_in_one_sentence(tmp_path: Path) -> None:
         make_kits(tmp_path / "my kits", ["site-1"], APP, port=18002)
 
 
+def papers_of(kit: Path) -> Papers:
+    startup = kit / "startup"
+    return Papers(
+        (startup / "client.crt").read_text(),
+        (startup / "client.key").read_bytes(),
+        (startup / "rootCA.pem").read_text(),
+    )
+
+
+def test_a_site_on_another_machine_connects_to_the_host_and_the_coordinator_listens_for_it(
+    tmp_path: Path,
+) -> None:
+    kits = make_kits(tmp_path / "kits", ["site-1"], APP, port=18002, host="hub.example.org")
+    site = read(kits.sites["site-1"] / "startup/fed_client.json")["servers"][0]
+    assert site["service"]["target"] == "hub.example.org:18002"
+    assert site["identity"] == "coordinator"
+    # FLARE listens on all addresses unless the target is a loopback address.
+    coordinator = read(kits.coordinator / "startup/fed_server.json")["servers"][0]
+    assert coordinator["service"]["target"] == "hub.example.org:18002"
+    certificate = x509.load_pem_x509_certificate((kits.coordinator / "startup/server.crt").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["hub.example.org"]
+
+
+def test_a_kit_is_replaced_whole(site_kit: Path) -> None:
+    papers = papers_of(site_kit)
+    (site_kit / "local/resources.json").write_text("{}")
+    made = make_site_kit(site_kit, "site-1", papers, APP, host="hub.example.org", port=18003)
+    card = check_kit(made)
+    assert (card.host, card.port) == ("hub.example.org", 18003)
+    assert list(site_kit.parent.iterdir()) == [site_kit]
+
+
+@pytest.mark.parametrize("fault", ["name", "key", "authority", "no certificate"])
+def test_papers_that_do_not_belong_together_are_refused_before_the_engine_sees_them(
+    kits: Kits, site_kit: Path, tmp_path: Path, fault: str
+) -> None:
+    own, other, foreign = (papers_of(kit) for kit in (kits.sites["site-1"], kits.sites["site_2"], site_kit))
+    papers = {
+        "name": other,
+        "key": dataclasses.replace(own, key=other.key),
+        "authority": dataclasses.replace(own, authority=foreign.authority),
+        "no certificate": dataclasses.replace(own, certificate="nothing"),
+    }[fault]
+    with pytest.raises(EngineError) as caught:
+        make_site_kit(tmp_path / "kit", "site-1", papers, APP, host="127.0.0.1", port=18002)
+    assert caught.value.code == "not-authorized"
+    assert not (tmp_path / "kit").exists()
+
+
+def test_papers_do_not_show_the_key(site_kit: Path) -> None:
+    assert "PRIVATE" not in repr(papers_of(site_kit))
+
+
+def test_all_files_of_a_kit_are_its_owners_alone(site_kit: Path) -> None:
+    for path in site_kit.rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_a_key_that_others_may_read_is_refused(site_kit: Path) -> None:
+    (site_kit / "startup/client.key").chmod(0o644)
+    with pytest.raises(EngineError, match="chmod 600") as caught:
+        check_kit(site_kit)
+    assert caught.value.code == "key-exposed"
+
+
+@pytest.mark.parametrize("change", [{"host": "evil.example.org"}, {"port": 1}, {"coordinator": "evil"}])
+def test_a_card_that_names_another_coordinator_is_found(site_kit: Path, change: dict[str, object]) -> None:
+    (site_kit / "kit.json").write_text(json.dumps(read(site_kit / "kit.json") | change))
+    with pytest.raises(EngineError, match="not hardened"):
+        check_kit(site_kit)
+
+
+def test_barred_sites_are_listed_as_the_engine_reads_them(other_kits: Kits) -> None:
+    bar_sites(other_kits.coordinator, {"b", "a"})
+    assert read(other_kits.coordinator / "disabled_clients.json") == {"disabled_clients": ["a", "b"]}
+    check_kit(other_kits.coordinator)
+
+
 def test_job_passes_a_site_nothing(tmp_path: Path) -> None:
-    write_job(tmp_path / "job", APP, tmp_path / "run", num_sites=3)
-    config = read(tmp_path / "job/app/config/config_fed_client.json")
-    assert config["executors"] == [{"tasks": ["call"], "executor": {"path": "pack.Executor", "args": {}}}]
+    write_job(tmp_path / "job", APP, "run-1", ["site-1"])
+    config = read(tmp_path / "job/site/config/config_fed_client.json")
+    assert [executor["executor"] for executor in config["executors"]] == [
+        {"path": "pack.Executor", "args": {}}
+    ]
     assert not list((tmp_path / "job").rglob("*.py"))
 
 
@@ -173,10 +274,10 @@ def test_taken_port_is_said_in_one_sentence() -> None:
 
 def test_site_offers_no_command_that_looks_into_its_machine() -> None:
     script = (
-        "from ucadi.engines.flare.start import close_commands\n"
+        "from ucadi.engines.flare.guard import close_commands\n"
         "from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors as offered\n"
         "before = {type(p).__name__ for p in offered.request_processors}\n"
-        "close_commands()\n"
+        "close_commands('pack.Executor')\n"
         "after = {type(p).__name__ for p in offered.request_processors}\n"
         "print('ShellCommandProcessor' in before, after < before)\n"
         "looks = ('Shell', 'SysInfo', 'Report', 'Configure', 'Restart')\n"

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fixtures of a real coordinator."""
+
+from coordinator_hub import coordinator_template, hub, new_site, site, site_templates
+
+__all__ = ["coordinator_template", "hub", "new_site", "site", "site_templates"]
