@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A federation's two classes with a toy trainer, importable by the engine's processes in these tests.
 
-The run folder holds ``plan.json``: rounds, sites, deadlines and the initial value. A site's ``ucadi.toml``
-holds its name and how long it trains.
+The coordinator's ``ucadi.toml`` names the folder of the runs. A run's folder holds ``plan.json``: rounds,
+sites, deadlines and the model's size. A site's ``ucadi.toml`` says how it behaves.
 """
 
 import json
 import time
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -15,23 +16,17 @@ import numpy as np
 from ucadi.engines.flare.app import FlareController, FlareSite
 from ucadi.errors import DataError
 from ucadi.federation.aggregation import PlaintextCipher
-from ucadi.federation.coordinator import Coordinator
-from ucadi.federation.messages import (
-    GlobalModel,
-    Readiness,
-    RoundPlan,
-    RunPlan,
-    TrainingPlan,
-    Update,
-    Validation,
-)
-from ucadi.federation.ports import Transport
+from ucadi.federation.coordinator import Checkpoint, Coordinator
+from ucadi.federation.messages import GlobalModel, Readiness, Update, Validation
+from ucadi.federation.plans import RoundPlan, RunPlan, TrainingPlan
+from ucadi.federation.ports import Transport, Wish
+from ucadi.federation.records import RoundRecord
 from ucadi.federation.rounds import run_rounds
-from ucadi.federation.site import Site
+from ucadi.federation.site import MemoryOutbox, OpenGate, Site
 from ucadi.tensors import pack
 from ucadi.types import Task
 
-__all__ = ["ToyController", "ToyExecutor", "ToyTrainer", "toy_model", "toy_plan"]
+__all__ = ["ToyController", "ToyDesk", "ToyExecutor", "ToyTrainer", "toy_model", "toy_plan", "toy_site"]
 
 
 class ToyTrainer:
@@ -51,17 +46,21 @@ class ToyTrainer:
         if self._fault == "crash":
             raise RuntimeError("patient-4711 is in this message")
         time.sleep(self._seconds)
-        seed = [ord(letter) for letter in self._name] + [plan.round]
-        noise = np.random.default_rng(seed)
+        letters = [ord(letter) for letter in self._name]
+        noise = np.random.default_rng([*letters, plan.round])
         delta = {
-            name: (noise.normal(size=old.shape) + old / 3).astype(np.float32)
+            name: noise.random(old.shape, np.float32) + old / np.float32(3)
             for name, old in model.parameters.items()
         }
-        iterations = 1 + seed[-2] % 7
+        iterations = 1 + letters[-1] % 7
         return Update(plan.run_id, plan.round, self._name, delta, iterations, 1.0, 5, {"validation": 0.5})
 
     def validate(self, plan: RoundPlan, model: GlobalModel) -> Validation:
         return Validation(plan.run_id, plan.round, self._name, {"validation": 0.6})
+
+
+def toy_site(name: str, seconds: float = 0.0, fault: str = "") -> Site:
+    return Site(name, ToyTrainer(name, seconds, fault), PlaintextCipher(), MemoryOutbox(), OpenGate())
 
 
 def toy_model(size: int) -> GlobalModel:
@@ -70,10 +69,9 @@ def toy_model(size: int) -> GlobalModel:
 
 def toy_plan(folder: Path) -> tuple[RunPlan, GlobalModel]:
     raw = json.loads((folder / "plan.json").read_text())
-    training = TrainingPlan(Task.CLASSIFIER, "toy", "toy", 7, 2, 0.1)
     plan = RunPlan(
         folder.name,
-        training,
+        TrainingPlan(Task.CLASSIFIER, "toy", "toy", 10, 2, 0.1),
         raw["rounds"],
         0,
         tuple(raw["sites"]),
@@ -84,35 +82,55 @@ def toy_plan(folder: Path) -> tuple[RunPlan, GlobalModel]:
     return plan, toy_model(raw.get("size", 1000))
 
 
+class ToyDesk:
+    """Keeps each round's model in the run's folder; has no patience."""
+
+    def __init__(self, folder: Path, sites: Collection[str]) -> None:
+        self._folder = folder
+        self._sites = sites
+
+    def members(self) -> Collection[str]:
+        return self._sites
+
+    def wish(self) -> Wish:
+        return Wish.GO_ON
+
+    def keep(self, record: RoundRecord, model: GlobalModel) -> None:
+        (self._folder / f"round-{model.round}.st").write_bytes(pack(model.parameters))
+        self.tell(record)
+
+    def wait(self, shortfall: str) -> bool:
+        return False
+
+    def tell(self, happening: object) -> None:
+        with (self._folder / "events.txt").open("a") as file:
+            file.write(f"{time.time():.2f} {happening}\n")
+
+
 class ToyController(FlareController):
     """Writes the model of each round, a line per event and the outcome."""
 
-    def run(self, transport: Transport) -> None:
-        plan, model = toy_plan(self.run_folder)
-        events = self.run_folder / "events.txt"
+    NEEDS = ()
 
-        def tell(progress: object) -> None:
-            with events.open("a") as file:
-                file.write(f"{time.time():.2f} {progress}\n")
-
-        def keep(record: object, made: GlobalModel) -> None:
-            (self.run_folder / f"round-{made.round}.st").write_bytes(pack(made.parameters))
-            tell(record)
-
-        coordinator = Coordinator(plan, model, PlaintextCipher(), on_progress=tell)
-        run_rounds(coordinator, transport, keep)
+    def run(self, kit: Path, transport: Transport) -> None:
+        settings = tomllib.loads((kit / "local" / "ucadi.toml").read_text())
+        folder = Path(settings["runs"]) / self.run_id
+        plan, model = toy_plan(folder)
+        desk = ToyDesk(folder, plan.sites)
+        desk.tell("started")
+        coordinator = Coordinator(plan, Checkpoint.at_start(model), PlaintextCipher(), desk.tell)
+        run_rounds(coordinator, transport, desk)
         outcome = {"records": [vars(record) for record in coordinator.records]}
-        partial = self.run_folder / "outcome.part"
+        partial = folder / "outcome.part"
         partial.write_text(json.dumps(outcome, default=dict))
-        partial.replace(self.run_folder / "outcome.json")
+        partial.replace(folder / "outcome.json")
 
 
 class ToyExecutor(FlareSite):
     """A site whose settings come from its own file."""
 
+    NEEDS = ()
+
     def make_site(self, site_name: str, config_folder: Path) -> Site:
         settings = tomllib.loads((config_folder / "ucadi.toml").read_text())
-        if settings.get("heavy"):
-            import torch  # noqa: F401 - to measure
-        trainer = ToyTrainer(site_name, settings.get("seconds", 0.0), settings.get("fault", ""))
-        return Site(site_name, trainer, PlaintextCipher())
+        return toy_site(site_name, settings.get("seconds", 0.0), settings.get("fault", ""))

@@ -11,22 +11,26 @@ __all__ = ["UcadiController", "UcadiExecutor"]
 
 
 class UcadiController(FlareController):
-    """Runs the prepared run in its folder."""
+    """Runs a run of the coordinator's home, from where it stands until it ends or is handed over."""
 
-    def run(self, transport: Transport) -> None:
-        """Coordinate all rounds and write the outcome, also when it fails."""
+    NEEDS = ("ucadi.workflows.coordinate",)
+
+    def run(self, kit: Path, transport: Transport) -> None:
+        """Coordinate the rounds; what comes of them is stored in the home."""
         # Imported here: a site's process needs none of it.
-        from ucadi.workflows.federate import coordinate
+        from ucadi.workflows.coordinate import coordinate
 
-        coordinate(self.run_folder, transport)
+        coordinate(kit / "local" / "ucadi.toml", self.run_id, transport)
 
 
 class UcadiExecutor(FlareSite):
-    """Trains on the site's own cohort, as the site's own ``ucadi.toml`` says."""
+    """Trains on the site's own cohort, as the site's own files say."""
+
+    NEEDS = ("ucadi.workflows.site_runtime",)
 
     def make_site(self, site_name: str, config_folder: Path) -> Site:
         """Build the site from its settings file."""
         # Imported here: the coordinator's process needs none of it.
         from ucadi.workflows.site_runtime import make_site
 
-        return make_site(site_name, config_folder / "ucadi.toml")
+        return make_site(site_name, config_folder)

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole federation on this machine: the coordinator's and every site's processes, from start to stop."""
+"""FLARE's processes, each started from a kit: the coordinator's and a site's. None outlives its starter."""
 
 import contextlib
 import io
 import os
-import secrets
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import psutil
 from nvflare.fuel.common.excepts import ConfigError
@@ -28,248 +27,276 @@ from nvflare.fuel.flare_api.api_spec import (
 )
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
+from ucadi.engines.flare.guard import JOB_NAME
 from ucadi.engines.flare.job import write_job
-from ucadi.engines.flare.kit import ADMIN, Kits, check_kit
+from ucadi.engines.flare.kit import ADMIN, KitCard, check_kit
 from ucadi.errors import EngineError, NotAuthorizedError, UnreachableError
+from ucadi.logs import event, get_logger
 
-__all__ = ["OUTCOME", "FlareFederation", "Job", "check_port", "free_port"]
+__all__ = ["FlareClient", "FlareServer", "Job", "KitProcess", "check_port", "end_all", "free_port"]
 
-OUTCOME = "outcome.json"
-"""The file in a run's folder whose presence says that the run ended by itself, well or not."""
+_LOG = get_logger("engines.flare")
 
-_MARK = "UCADI_FEDERATION"
-"""Environment variable by which the processes of one federation are found again."""
+_MARK = "UCADI_KIT"
+"""Environment variable by which all processes of a kit are found again, those without a parent included."""
 
-_POLL_S = 0.25
-_STATUS_EVERY_S = 5.0
-"""How often the engine is asked for a job's state: rarely, because each question costs it a thread."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A submitted run."""
-
-    id: str
-    run_folder: Path
+_LEFTOVERS_S = 10.0
+_SESSION_S = 10.0
+_POLL_S = 0.1
 
 
-class FlareFederation:
-    """Starts all processes on entry and leaves none on exit, whatever happens in between.
+class KitProcess:
+    """One FLARE process with the processes of its jobs.
 
     Args:
-        kits: The federation's kits, checked before anything starts.
-        env: Settings for all processes, such as ``OMP_NUM_THREADS``; added to this program's own.
-        start_timeout_s: How long the start may take.
-        on_progress: Told in words what has started.
+        kit: Its kit, checked at every start.
+        env: Settings for the processes, such as ``OMP_NUM_THREADS``; added to this program's own.
     """
 
-    def __init__(
-        self,
-        kits: Kits,
-        env: Mapping[str, str] | None = None,
-        *,
-        start_timeout_s: float = 60.0,
-        on_progress: Callable[[str], None] = lambda words: None,
-    ) -> None:
-        self.kits = kits
-        self._mark = secrets.token_hex(8)
+    def __init__(self, kit: Path, env: Mapping[str, str] | None = None) -> None:
+        self.kit = kit.resolve()
         # A module in the working folder must not shadow an installed one.
-        self._env = {**os.environ, "PYTHONSAFEPATH": "1", **(env or {}), _MARK: self._mark}
-        self._start_timeout_s = start_timeout_s
-        self._on_progress = on_progress
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._session: Session | None = None
+        self._env = {**os.environ, "PYTHONSAFEPATH": "1", **(env or {}), _MARK: str(self.kit)}
+        self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> "FlareFederation":
-        """Start everything and wait until all sites are connected.
+    def start(self) -> KitCard:
+        """Start; what an earlier start left behind is cleared first.
 
         Raises:
-            EngineError: ``port-taken``, ``site-kit-altered``, or ``engine-failed`` when a process ends or
-                the time is over.
+            EngineError: ``site-kit-altered``, or ``engine-failed`` if another program runs this kit.
         """
-        try:
-            check_port(check_kit(self.kits.coordinator).port)
-            self._start("coordinator", self.kits.coordinator)
-            for site, folder in self.kits.sites.items():
-                self._start(site, folder)
-            self._connect()
-            self._await_sites()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop everything."""
-        self.stop()
-
-    def submit(self, run_folder: Path, min_sites: int) -> Job:
-        """Start a run at all connected sites.
-
-        Args:
-            run_folder: The run's folder; the coordinator's class gets its path.
-            min_sites: Fewer connected sites are refused.
-
-        Raises:
-            EngineError: If too few sites are connected or the engine refuses the job.
-        """
-        connected = self.connected()
-        if len(connected) < min_sites:
-            raise EngineError(
-                "engine-failed", f"{len(connected)} sites are connected, {min_sites} are needed."
-            )
-        with tempfile.TemporaryDirectory() as folder:
-            write_job(Path(folder) / "job", self.kits.app, run_folder, len(connected))
-            return Job(self.submit_folder(Path(folder) / "job"), run_folder)
-
-    def submit_folder(self, job_folder: Path) -> str:
-        """Sign a job's folder as the driver and submit it; return the job's id."""
-        with self._engine_errors():
-            return str(self._admin.submit_job(str(job_folder)))
-
-    def status(self, job_id: str) -> str:
-        """Return the engine's word for a job's state. It says nothing about what the run achieved."""
-        with self._engine_errors():
-            return str(self._admin.get_job_meta(job_id)["status"])
-
-    def wait(
-        self, job: Job, on_poll: Callable[[], None] = lambda: None, *, timeout_s: float = 86400.0
-    ) -> None:
-        """Wait until the run has left its outcome.
-
-        Raises:
-            EngineError: ``engine-failed`` if the job or a process ended without an outcome.
-        """
-        start = asked = time.monotonic()
-        outcome = job.run_folder / OUTCOME
-        while not outcome.exists():
-            self._check_alive("coordinator")
-            if time.monotonic() - asked > _STATUS_EVERY_S:
-                asked = time.monotonic()
-                status = self.status(job.id)
-                if status.startswith("FINISHED") and not outcome.exists():
-                    raise EngineError("engine-failed", f"The job ended without a result: {status}.")
-            if time.monotonic() - start > timeout_s:
-                raise EngineError("engine-failed", f"The run did not end within {timeout_s:.0f} s.")
-            on_poll()
-            time.sleep(_POLL_S)
-
-    def abort(self, job: Job) -> None:
-        """End a run early."""
-        with self._engine_errors():
-            self._admin.abort_job(job.id)
-
-    def connected(self) -> set[str]:
-        """Return the names of the sites that the coordinator hears from."""
-        with self._engine_errors():
-            clients = self._admin.check_status("server").get("clients", [])
-        return {client["client_name"] for client in clients}
-
-    def processes(self) -> list[psutil.Process]:
-        """Return all living processes of this federation, those that lost their parent included."""
-        mine = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                is_mine = process.environ().get(_MARK) == self._mark
-                if is_mine and process.status() != psutil.STATUS_ZOMBIE:
-                    mine.append(process)
-        return mine
-
-    def stop(self) -> None:
-        """End every process: ask, then force. Safe to call again."""
-        if self._session is not None:
-            with contextlib.suppress(Exception):  # the coordinator may be gone already
-                self._session.close()
-            self._session = None
-        for signal in ("terminate", "kill", "kill"):
-            left = self.processes()
-            for process in left:
-                with contextlib.suppress(psutil.Error):
-                    getattr(process, signal)()
-            psutil.wait_procs(left, timeout=2)
-        for started in self._processes.values():
-            if started.stdin:
-                started.stdin.close()
-            started.wait()
-        self._processes.clear()
-
-    def _start(self, name: str, folder: Path) -> None:
-        """Start one kit's process; it checks its kit by itself as well."""
-        check_kit(folder)
-        with (folder / "logs" / "engine.log").open("ab") as log:
-            self._processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "ucadi.engines.flare.start", str(folder)],
-                cwd=folder,
+        card = check_kit(self.kit)
+        if not self.is_alive():
+            self.forget()
+        self._end_leftovers()
+        self.clear_stale_jobs()
+        with (self.kit / "logs" / "engine.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command(),
+                cwd=self.kit,
                 env=self._env,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._on_progress(f"{name} started")
+        event(_LOG, "process started", kit=card.name, pid=self._process.pid)
+        return card
 
-    def _check_alive(self, *names: str) -> None:
-        """Raise when one of the processes has ended."""
-        for name in names:
-            status = self._processes[name].poll()
-            if status is not None:
-                raise EngineError(
-                    "engine-failed",
-                    f"The process of {name} ended with status {status}; see engine.log in its kit.",
-                )
+    def command(self) -> list[str]:
+        """Return the command that starts the process."""
+        return [sys.executable, "-m", "ucadi.engines.flare.start", str(self.kit)]
 
-    def _connect(self) -> None:
-        """Open the driver's session as soon as the coordinator answers."""
-        until = time.monotonic() + self._start_timeout_s
-        port = check_kit(self.kits.admin).port
-        while not _is_listening(port):
-            self._check_alive("coordinator")
+    def is_alive(self) -> bool:
+        """Tell whether the process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self) -> None:
+        """End all processes of the kit: ask, then force. Safe to call again."""
+        end_all([self])
+
+    def disconnect(self) -> None:
+        """Close this program's own connection to the process, if it has one."""
+
+    def forget(self) -> None:
+        """Let go of a process that has ended."""
+        if self._process is not None:
+            if self._process.stdin:
+                self._process.stdin.close()
+            self._process.wait()
+            self._process = None
+
+    def processes(self) -> list[psutil.Process]:
+        """Return all living processes of the kit."""
+        mine = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                is_mine = process.environ().get(_MARK) == str(self.kit)
+                if is_mine and process.status() != psutil.STATUS_ZOMBIE:
+                    mine.append(process)
+        return mine
+
+    def clear_stale_jobs(self) -> None:
+        """Remove what jobs left in the kit. Only while no process of it lives.
+
+        A job whose process was killed together with the coordinator stays in state running forever: FLARE
+        2.9 can neither end nor delete it.
+        """
+        for path in self.kit.iterdir():
+            if path.name in {"jobs", "snapshots", "transfer"} or JOB_NAME.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _end_leftovers(self) -> None:
+        """Wait for processes of an earlier start, which end with their starter; end the rest.
+
+        Raises:
+            EngineError: ``engine-failed`` if they have a living starter.
+        """
+        until = time.monotonic() + _LEFTOVERS_S
+        while left := self.processes():
             if time.monotonic() > until:
-                raise UnreachableError("unreachable", "The coordinator did not start in time.")
+                break
             time.sleep(_POLL_S)
-        with contextlib.redirect_stdout(io.StringIO()), self._engine_errors():  # FLARE prints a greeting
-            self._session = new_secure_session(ADMIN, str(self.kits.admin), timeout=self._start_timeout_s)
-        self._on_progress("coordinator connected")
+        if any("ucadi.engines.flare.start" in process.cmdline() for process in left):
+            raise EngineError("engine-failed", f"Another program runs the kit {self.kit}.")
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(left, timeout=2)
 
-    def _await_sites(self) -> None:
-        """Wait until every site is connected."""
-        until = time.monotonic() + self._start_timeout_s
-        seen: set[str] = set()
-        while seen < set(self.kits.sites):
-            connected = self.connected()
-            for site in sorted(connected - seen):
-                self._on_progress(f"{site} connected")
-            seen |= connected
-            self._check_alive(*self._processes)
-            if time.monotonic() > until:
-                missing = ", ".join(sorted(set(self.kits.sites) - seen))
-                raise UnreachableError("unreachable", f"Not connected in time: {missing}.")
-            time.sleep(_POLL_S)
 
-    @property
-    def _admin(self) -> Session:
-        """The open session."""
-        if self._session is None:
-            raise EngineError("engine-failed", "The federation is not running.")
-        return self._session
+class FlareClient(KitProcess):
+    """A site's process: connects to the coordinator, again and again, and starts the site's jobs."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A part of a run between two changes of the members.
+
+    Attributes:
+        id: FLARE's name for it.
+        run_id: Name of the run.
+        sites: Who takes part.
+    """
+
+    id: str
+    run_id: str
+    sites: frozenset[str]
+
+
+class FlareServer(KitProcess):
+    """The coordinator's process, and the driver's connection to it.
+
+    Args:
+        kit: The coordinator's kit.
+        admin: The driver's kit.
+        env: Settings for the processes.
+    """
+
+    def __init__(self, kit: Path, admin: Path, env: Mapping[str, str] | None = None) -> None:
+        super().__init__(kit, env)
+        self._admin = admin.resolve()
+        self._session: Session | None = None
+        self._port = 0
+        self._jobs: list[Job] = []
+
+    def start(self) -> KitCard:
+        """Start listening. Sites that were connected come back by themselves.
+
+        Raises:
+            EngineError: ``port-taken``, ``site-kit-altered``, ``engine-failed``.
+        """
+        self._end_leftovers()
+        check_port(check_kit(self.kit).port)
+        card = super().start()
+        self._port = card.port
+        self._jobs = []
+        return card
+
+    def disconnect(self) -> None:
+        """Log out."""
+        self._close_session()
+
+    def forget(self) -> None:
+        """Let go of a process that has ended, and of the connection to it."""
+        self.disconnect()
+        super().forget()
+
+    def connected(self) -> set[str]:
+        """Return the names of the sites that the coordinator hears from.
+
+        Raises:
+            UnreachableError: While it starts, or when it has ended.
+        """
+        with self._session_or_error() as session:
+            clients = session.check_status("server").get("clients", [])
+        return {str(client["client_name"]) for client in clients}
+
+    def submit(self, run_id: str, sites: Collection[str]) -> Job:
+        """Start a job of a run for exactly these sites.
+
+        Raises:
+            EngineError: If the engine refuses the job.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            job = Path(folder) / "job"
+            write_job(job, check_kit(self.kit).app, run_id, sites)
+            number = self.submit_folder(job)
+        self._forget_old_jobs()
+        self._jobs.append(Job(number, run_id, frozenset(sites)))
+        return self._jobs[-1]
+
+    def submit_folder(self, job_folder: Path) -> str:
+        """Sign a job's folder as the driver and submit it; return the job's id."""
+        with self._session_or_error() as session:
+            return str(session.submit_job(str(job_folder)))
+
+    def status(self, job_id: str) -> str:
+        """Return the engine's word for a job's state. It says nothing about what the run achieved."""
+        with self._session_or_error() as session:
+            return str(session.get_job_meta(job_id)["status"])
+
+    def abort(self, job: Job) -> None:
+        """End a job now."""
+        with self._session_or_error() as session:
+            session.abort_job(job.id)
+
+    def _forget_old_jobs(self) -> None:
+        """Delete ended jobs here and at the sites."""
+        for job in list(self._jobs):
+            with contextlib.suppress(EngineError):
+                if self.status(job.id).startswith("FINISHED"):
+                    with self._session_or_error() as session:
+                        session.delete_job(job.id)
+                    self._jobs.remove(job)
 
     @contextlib.contextmanager
-    def _engine_errors(self) -> Iterator[None]:
-        """Say the engine's errors in our words."""
+    def _session_or_error(self) -> Iterator[Session]:
+        """Give the open session, or open one; say the engine's errors in our words."""
         try:
-            yield
+            if self._session is None:
+                self._session = self._open_session()
+            yield self._session
         except (AuthorizationError, InvalidJobDefinition) as error:
             raise EngineError("engine-failed", f"The engine refused the job: {error}.") from error
         except AuthenticationError as error:
+            self._close_session()
             raise NotAuthorizedError(
                 "not-authorized", f"The coordinator refused the driver: {error}."
             ) from error
-        except (NoConnection, SessionClosed) as error:
-            raise UnreachableError("unreachable", "The coordinator does not answer.") from error
-        except (ConfigError, InternalError, JobNotFound, RuntimeError) as error:
-            raise EngineError("engine-failed", f"The engine failed: {error}.") from error
+        except JobNotFound as error:
+            raise EngineError("engine-failed", f"The engine does not know the job: {error}.") from error
+        except (NoConnection, SessionClosed, InternalError, ConfigError, RuntimeError) as error:
+            self._close_session()
+            raise UnreachableError("unreachable", f"The coordinator's engine fails: {error}.") from error
+
+    def _open_session(self) -> Session:
+        """Log in as the driver."""
+        if not self.is_alive() or not _is_listening(self._port):
+            raise NoConnection("it is not listening")
+        with contextlib.redirect_stdout(io.StringIO()):  # FLARE prints a greeting
+            return new_secure_session(ADMIN, str(self._admin), timeout=_SESSION_S)
+
+    def _close_session(self) -> None:
+        """Log out, if possible."""
+        session, self._session = self._session, None
+        if session is not None:
+            with contextlib.suppress(Exception):  # the coordinator may be gone already
+                session.close()
+
+
+def end_all(parts: Collection[KitProcess]) -> None:
+    """End all processes of several kits at the same time."""
+    for part in parts:
+        part.disconnect()
+    for signal in ("terminate", "kill", "kill"):
+        left = [process for part in parts for process in part.processes()]
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                getattr(process, signal)()
+        psutil.wait_procs(left, timeout=2)
+    for part in parts:
+        part.forget()
 
 
 def free_port() -> int:

@@ -11,29 +11,14 @@ import threading
 from argparse import Namespace
 from pathlib import Path
 
+from ucadi.engines.flare.guard import close_commands, hear_coordinator_only
 from ucadi.engines.flare.kit import Role, check_kit
 from ucadi.engines.flare.settings import HEARTBEAT_S
+from ucadi.engines.flare.wires import make_fit
 from ucadi.errors import EngineError
+from ucadi.logs import log_to_file
 
-__all__ = ["close_commands", "main"]
-
-_NEEDED_COMMANDS = frozenset(
-    {
-        "AbortAppProcessor",
-        "AbortTaskProcessor",
-        "CancelResourceProcessor",
-        "CheckResourceProcessor",
-        "ClientInfoProcessor",
-        "ClientStatusProcessor",
-        "DeleteRunNumberProcessor",
-        "DeployProcessor",
-        "NotifyJobStatusProcessor",
-        "ScopeInfoProcessor",
-        "ShutdownClientProcessor",
-        "StartJobProcessor",
-    }
-)
-"""What a coordinator may ask of a site: to deploy, start, stop and describe a job."""
+__all__ = ["main"]
 
 
 def main(folder: Path) -> int:
@@ -43,9 +28,12 @@ def main(folder: Path) -> int:
     except EngineError as error:
         print(error, file=sys.stderr)  # noqa: T201 - there is no log yet
         return int(error.exit_status)
+    log_to_file(folder / "logs" / "ucadi.jsonl")
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Heavy imports only after the check.
     from nvflare.fuel.f3.mpm import MainProcessMonitor
+
+    make_fit()
 
     if card.role is Role.COORDINATOR:
         from nvflare.private.fed.app.server import server_train as program
@@ -56,7 +44,8 @@ def main(folder: Path) -> int:
     else:
         from nvflare.private.fed.app.client import client_train as program
 
-        close_commands()
+        close_commands(card.app.executor)
+        hear_coordinator_only()
         start_file, name = "fed_client.json", f"uid={card.name}"
     settings = ["secure_train=true", "config_folder=config", name, f"heart_beat_interval={HEARTBEAT_S}"]
     arguments = Namespace(
@@ -65,25 +54,8 @@ def main(folder: Path) -> int:
     return int(MainProcessMonitor.run(main_func=program.main, run_dir=str(folder), args=arguments) or 0)
 
 
-def close_commands() -> None:
-    """Take all commands but the needed ones from FLARE's client.
-
-    Its authorization file is read only when the coordinator's message asks for it, so against a hostile
-    coordinator it does not protect: a shell command such as ``cat`` would run. What is not there cannot.
-
-    Raises:
-        EngineError: If this FLARE names its commands otherwise; then nothing is known to be closed.
-    """
-    from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
-
-    offered = {type(command).__name__: command for command in ClientRequestProcessors.request_processors}
-    if not offered.keys() >= _NEEDED_COMMANDS:
-        raise EngineError("site-kit-altered", "The engine's commands are not those of the pinned release.")
-    ClientRequestProcessors.request_processors[:] = [offered[name] for name in sorted(_NEEDED_COMMANDS)]
-
-
 def _end_with_parent() -> None:
-    """Leave when the starting program is gone; FLARE's job processes follow their parent by themselves."""
+    """Leave when the starting program is gone; the processes of jobs do the same."""
     while os.read(0, 1):
         pass
     os._exit(1)
