@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import tomllib
+from datetime import time
 from pathlib import Path
 
 import pytest
 
-from ucadi.config import SimulateConfig, SiteFile, TrainConfig, load_config
+from ucadi.config import Policy, PolicyFile, SimulateConfig, SiteFile, TrainConfig, load_config
 from ucadi.errors import ConfigError, ExitStatus
 from ucadi.types import Task
 
@@ -218,9 +219,9 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 
 def test_every_setting_has_a_description():
-    from ucadi.config import RunSettings, SiteSettings, TrainingSettings
+    from ucadi.config import CoordinatorAddress, Hours, RunSettings, SiteSettings, TrainingSettings
 
-    for kind in (RunSettings, SiteSettings, TrainingSettings):
+    for kind in (CoordinatorAddress, Hours, Policy, RunSettings, SiteSettings, TrainingSettings):
         for name, field in kind.model_fields.items():
             assert field.description, f"{kind.__name__}.{name}"
 
@@ -241,3 +242,67 @@ def _strings(document):
             yield value
         elif isinstance(value, dict | list):
             yield from _strings(value)
+
+
+# -- a site's policy --------------------------------------------------------------------------------------
+
+POLICY = """
+config_version = 1
+
+[policy]
+approve = "ask"
+
+[policy.hours]
+start = "19:00"
+end = 07:00:00
+days = ["mon"]
+time_zone = "Europe/Rome"
+"""
+TEXTS[PolicyFile] = POLICY
+
+
+def test_a_policy_is_read_with_its_hours(load):
+    policy = load(PolicyFile).policy
+    assert (policy.hours.start, policy.hours.end, policy.hours.days) == (time(19), time(7), ("mon",))
+    assert load(PolicyFile, (POLICY, "config_version = 1")).policy == Policy()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ('approve = "ask"', 'approve = "always"', "policy.approve"),
+        ('approve = "ask"', 'aprove = "ask"', "policy.aprove"),
+        ('approve = "ask"', 'networks = ["resnet"]', "policy.networks"),
+        ('approve = "ask"', 'presets = ["tiny"]', "policy.presets"),
+        ('approve = "ask"', 'metrics = ["names"]', "policy.metrics"),
+        ('approve = "ask"', 'tasks = ["surgery"]', "policy.tasks.0"),
+        ('approve = "ask"', "min_sites = 0", "policy.min_sites"),
+        ('approve = "ask"', "min_patients = 0", "policy.min_patients"),
+        ('approve = "ask"', "max_rounds = 0", "policy.max_rounds"),
+        ('approve = "ask"', "max_epochs = 0", "policy.max_epochs"),
+        ('approve = "ask"', "max_learning_rate = nan", "policy.max_learning_rate"),
+        ('approve = "ask"', "max_batch_size = 2000", "policy.max_batch_size"),
+        ("[policy.hours]", "[policy.hour]", "policy.hour"),
+        ('start = "19:00"', "start = 19", "policy.hours.start"),
+        ('start = "19:00"', 'start = "7 pm"', "policy.hours.start"),
+        ('days = ["mon"]', 'days = ["monday"]', "policy.hours.days.0"),
+        ("Europe/Rome", "Mars/Base", "policy.hours.time_zone"),
+        ("end = 07:00:00", "", "policy.hours.end"),
+    ],
+)
+def test_a_rule_that_is_wrong_is_refused_by_name(load, old, new, key):
+    assert f": {key}:" in refusal(load, PolicyFile, (old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ('cache = "cache"', 'cache = "cache"\ndevice = "cuda"', "site.device"),
+        ('cache = "cache"', 'cache = "cache"\nlabels = "some"', "site.labels"),
+        ('cache = "cache"', 'cache = "cache"\nmax_batch_size = 0', "site.max_batch_size"),
+        ('cache = "cache"', 'cache = "cache"\nmin_class_studies = 0', "site.min_class_studies"),
+        ('cache = "cache"', 'cache = "cache"\n[coordinator]\nsite = "../A"', "coordinator.site"),
+    ],
+)
+def test_a_sites_setting_that_is_wrong_is_refused_by_name(load, old, new, key):
+    assert f": {key}:" in refusal(load, SiteFile, (old, new))

@@ -4,19 +4,39 @@
 Keys and passwords never stand in these files. Unknown keys are refused by name.
 """
 
+import re
 import tomllib
+import zoneinfo
+from datetime import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ucadi.errors import ConfigError
+from ucadi.federation.plans import REPORTABLE_METRICS
 from ucadi.imaging.presets import PRESETS
 from ucadi.models.registry import NETWORKS
 from ucadi.types import Task
 
 __all__ = [
+    "CoordinatorAddress",
+    "CoordinatorFile",
+    "CoordinatorSettings",
+    "Hours",
+    "Policy",
+    "PolicyFile",
     "RunSettings",
+    "Settings",
     "SimulateConfig",
     "SiteFile",
     "SiteSettings",
@@ -29,13 +49,13 @@ Count = Annotated[int, Field(ge=1, le=100_000)]
 Positive = Annotated[float, Field(gt=0, le=10)]
 
 
-class _Settings(BaseModel):
+class Settings(BaseModel):
     """Frozen, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class TrainingSettings(_Settings):
+class TrainingSettings(Settings):
     """What is learned, and with which numbers."""
 
     task: Task
@@ -67,24 +87,33 @@ class TrainingSettings(_Settings):
         return self
 
 
-class SiteSettings(_Settings):
+class SiteSettings(Settings):
     """A site's own settings. They live at the site and no plan overrides them."""
 
     cohort: Path
     """The cohort's folder."""
     cache: Path
     """Where preprocessed studies are kept."""
+    labels: Literal["use", "none"] = "use"
+    """Whether the readers' labels and lesion masks may be learned from; with ``none`` the site declines
+    every plan that needs them."""
+    device: Literal["cpu"] = "cpu"
+    """What the site trains on; this release trains on processors only."""
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """CPU threads for training."""
     max_iterations: Count = 10_000
     """Largest number of steps per round that the site agrees to."""
+    max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 64
+    """Largest number of samples per step that the site agrees to."""
     max_learning_rate: Positive = 0.1
     """Largest learning rate that the site agrees to."""
     min_studies: Annotated[int, Field(ge=1)] = 5
     """Fewest training studies with which the site takes part, so that no update speaks of a few patients."""
+    min_class_studies: Annotated[int, Field(ge=1)] = 5
+    """Fewest studies of each class that enters a metric; a metric that speaks of fewer is not reported."""
 
 
-class RunSettings(_Settings):
+class RunSettings(Settings):
     """A federated run."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
@@ -101,7 +130,7 @@ class RunSettings(_Settings):
     """How n_i·w_i are scaled."""
 
 
-class SimulateConfig(_Settings):
+class SimulateConfig(Settings):
     """``ucadi simulate``: a whole federation in one process."""
 
     config_version: Literal[1]
@@ -119,7 +148,7 @@ class SimulateConfig(_Settings):
         return self
 
 
-class TrainConfig(_Settings):
+class TrainConfig(Settings):
     """``ucadi train``: local training on one cohort, or on several pooled."""
 
     config_version: Literal[1]
@@ -134,14 +163,147 @@ class TrainConfig(_Settings):
     training: TrainingSettings
 
 
-class SiteFile(_Settings):
-    """``ucadi.toml`` in a site's kit."""
+class CoordinatorAddress(Settings):
+    """The federation that a site has joined."""
+
+    site: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+    """The name under which the site takes part, as its certificate states it."""
+    name: Annotated[str, Field(min_length=1, max_length=63)]
+    """The coordinator's name."""
+    host: Annotated[str, Field(min_length=1, max_length=253)]
+    """Name or address under which the site reaches the coordinator."""
+    port: Annotated[int, Field(ge=1, le=65535)]
+    """Where the federation's messages go."""
+    api_port: Annotated[int, Field(ge=1, le=65535)]
+    """Where enrolment and releases are served over HTTPS."""
+
+
+class CoordinatorSettings(Settings):
+    """A coordinator's own settings."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+    """The federation's name."""
+    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$")]
+    """Name or IPv4 address under which the sites reach the coordinator."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8102
+    """Where the federation's messages come in."""
+    api_port: Annotated[int, Field(ge=1, le=65535)] = 8103
+    """Where enrolment and releases are served over HTTPS."""
+    database: str = ""
+    """URL of the database; empty is ``state.sqlite`` in the home."""
+    retry_s: Annotated[float, Field(gt=0, le=3600)] = 5.0
+    """Pause in seconds before something that failed is tried again."""
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> "CoordinatorSettings":
+        if self.port == self.api_port:
+            raise ValueError(f"port and api_port are both {self.port}")
+        return self
+
+
+class CoordinatorFile(Settings):
+    """``coordinator.toml`` in a coordinator's home."""
+
+    config_version: Literal[1]
+    coordinator: CoordinatorSettings
+
+
+class SiteFile(Settings):
+    """``site.toml`` in a site's home."""
 
     config_version: Literal[1]
     site: SiteSettings
+    coordinator: CoordinatorAddress | None = None
+    """Where the site has joined; none before ``ucadi site join``."""
 
 
-ConfigT = TypeVar("ConfigT", bound=_Settings)
+class Hours(Settings):
+    """When a site takes part in runs."""
+
+    start: time
+    """Local time from which the site takes part, for example ``19:00``."""
+    end: time
+    """Local time from which it no longer does; earlier than ``start`` means on the next day."""
+    days: tuple[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"], ...] = (
+        *("mon", "tue", "wed", "thu", "fri", "sat", "sun"),
+    )
+    """Days on which a period starts."""
+    time_zone: str = ""
+    """Name in the time zone database, for example ``Europe/Rome``; empty takes the computer's own."""
+
+    @field_validator("start", "end", mode="before")
+    @classmethod
+    def _is_a_time_of_day(cls, value: object) -> object:
+        # A TOML time or "19:00": numbers would be read as seconds, and offsets belong into time_zone.
+        if isinstance(value, time) or (isinstance(value, str) and re.fullmatch(r"\d\d:\d\d(:\d\d)?", value)):
+            return value
+        raise ValueError('a time of day is written as "19:00"')
+
+    @field_validator("time_zone")
+    @classmethod
+    def _time_zone_is_known(cls, value: str) -> str:
+        if value and value not in zoneinfo.available_timezones():
+            raise ValueError("there is no such time zone; write for example Europe/Rome")
+        return value
+
+
+def _all_among(known: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse a list with a name that is not registered: a slip of the pen would forbid everything."""
+    for name in names:
+        if name not in known:
+            raise ValueError(f"there is no {name[:80]!r}; there is: {', '.join(known)}")
+    return names
+
+
+class Policy(Settings):
+    """What a site agrees to. A plan beyond it is forbidden, whoever approves it.
+
+    Every setting is a ceiling, a floor or a list, so that a stricter policy never lets a plan pass that a
+    looser one forbids.
+    """
+
+    approve: Literal["ask", "within-policy"] = "ask"
+    """Whether a person approves each plan, or every plan within this policy is approved at once."""
+    tasks: tuple[Task, ...] = tuple(Task)
+    """What may be learned."""
+    networks: Annotated[tuple[str, ...], AfterValidator(partial(_all_among, tuple(NETWORKS)))] = tuple(
+        NETWORKS
+    )
+    """Networks that may be trained."""
+    presets: Annotated[tuple[str, ...], AfterValidator(partial(_all_among, tuple(PRESETS)))] = tuple(PRESETS)
+    """Input presets that may be used."""
+    metrics: Annotated[tuple[str, ...], AfterValidator(partial(_all_among, REPORTABLE_METRICS))] = (
+        REPORTABLE_METRICS
+    )
+    """Numbers that may be reported besides updates."""
+    require_encryption: bool = False
+    """Whether updates must be hidden from the coordinator."""
+    min_sites: Annotated[int, Field(ge=1, le=100_000)] = 2
+    """Fewest sites per round."""
+    min_patients: Annotated[int, Field(ge=1)] = 10
+    """Fewest patients of this site among its training studies."""
+    max_rounds: Annotated[int, Field(ge=1, le=10_000)] = 1000
+    """Most rounds of a run."""
+    max_iterations: Count = 10_000
+    """Most optimizer steps per round."""
+    max_epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """Most passes per round over the site's training studies; not limited when not set."""
+    max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 64
+    """Most samples per step."""
+    max_learning_rate: Positive = 0.1
+    """Largest learning rate."""
+    hours: Hours | None = None
+    """When the site takes part; always when not set."""
+
+
+class PolicyFile(Settings):
+    """``policy.toml`` in a site's home."""
+
+    config_version: Literal[1]
+    policy: Policy = Policy()
+
+
+ConfigT = TypeVar("ConfigT", bound=Settings)
 
 
 def load_config(kind: type[ConfigT], path: Path) -> ConfigT:
