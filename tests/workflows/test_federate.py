@@ -3,17 +3,16 @@ import json
 
 import numpy as np
 import pytest
-from pydantic import TypeAdapter
 
 from ucadi.config import SimulateConfig
 from ucadi.errors import CheckpointError, CohortError, EngineError, ModelError, QuorumError
-from ucadi.federation.messages import RunPlan, Weighting
+from ucadi.federation.plans import Weighting
 from ucadi.io.checkpoint import read_tensors, write_tensors
 from ucadi.models.parameters import parameters_of
 from ucadi.models.registry import build_network
 from ucadi.tensors import hash_tensors
 from ucadi.types import Task
-from ucadi.workflows.federate import make_plan, prepare_run, read_outcome, simulate
+from ucadi.workflows.federate import RunFolder, make_plan, prepare_run, read_outcome, simulate
 
 PLANTED = "DOE^JANE-19570412"
 
@@ -62,10 +61,9 @@ def copy(finished, tmp_path):
     return tmp_path
 
 
-def test_a_run_leaves_plan_models_rounds_events_and_outcome(finished):
+def test_a_run_leaves_plan_models_rounds_and_outcome(finished):
     folder, _ = finished
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == [
-        "events.jsonl",
         "initial.safetensors",
         "manifest.json",
         "model.safetensors",
@@ -114,12 +112,11 @@ def test_the_initial_model_is_the_networks_of_the_runs_seed(finished):
     assert hash_tensors(initial) == hash_tensors(expected)
 
 
-def test_events_are_lines_in_the_order_of_time(finished):
-    lines = (finished[0] / "events.jsonl").read_text().splitlines()
-    events = [json.loads(line) for line in lines]
-    assert [event["seconds"] for event in events] == sorted(event["seconds"] for event in events)
-    first = [(event["kind"], event.get("site")) for event in events[:7]]
-    assert first == [(kind, site) for kind in ("ready", "update") for site in "ABC"] + [("round", None)]
+def test_a_run_tells_what_happens_in_its_order(config, make_site, tmp_path):
+    told = []
+    simulate(config(rounds=1), tmp_path, make_site, told.append)
+    happened = [(progress.kind, progress.site) for progress in told]
+    assert happened[:7] == [(kind, site) for kind in ("ready", "update") for site in "ABC"] + [("round", "")]
 
 
 def test_nothing_in_a_run_folder_names_a_sites_paths(finished):
@@ -138,7 +135,7 @@ def test_the_plan_is_made_of_the_settings_and_survives_the_folder(config, tmp_pa
         Weighting.PAPER_EXACT,
     )
     prepare_run(tmp_path, plan)
-    assert TypeAdapter(RunPlan).validate_json((tmp_path / "plan.json").read_bytes()) == plan
+    assert RunFolder(tmp_path).plan == plan
 
 
 def test_the_same_run_again_gives_the_same_bits(config, make_site, finished, tmp_path):
@@ -166,7 +163,7 @@ def test_a_failed_run_leaves_an_outcome_with_the_reason(config, make_site, tmp_p
     outcome = json.loads((tmp_path / "outcome.json").read_bytes())
     assert (outcome["status"], outcome["code"]) == ("failed", "quorum-missed")
     assert f"B ({fault.code}), C ({fault.code})" in outcome["detail"]
-    assert PLANTED not in (tmp_path / "outcome.json").read_text() + (tmp_path / "events.jsonl").read_text()
+    assert PLANTED not in (tmp_path / "outcome.json").read_text()
     with pytest.raises(EngineError, match="Missing: B") as caught:
         read_outcome(tmp_path)
     assert caught.value.code == "quorum-missed"

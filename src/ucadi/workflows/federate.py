@@ -5,28 +5,35 @@ RUN/plan.json                 the plan
 RUN/manifest.json             versions, time and configuration
 RUN/initial.safetensors       the model of round 0
 RUN/rounds/0001.safetensors   the global model after each round, with 0001.json beside it
-RUN/events.jsonl              progress, one line each
 RUN/model.safetensors         the selected model
 RUN/outcome.json              how it ended; written last
 """
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-from pydantic import TypeAdapter
 
 from ucadi.config import RunSettings, SimulateConfig, TrainingSettings
 from ucadi.engines.inprocess import InProcessTransport
 from ucadi.errors import EngineError, UcadiError
 from ucadi.federation.aggregation import PlaintextCipher
-from ucadi.federation.coordinator import Coordinator, Progress, RoundRecord
-from ucadi.federation.messages import GlobalModel, Protection, RunPlan, TrainingPlan, Weighting
-from ucadi.federation.ports import Transport
-from ucadi.federation.rounds import run_rounds
+from ucadi.federation.buffered import BufferedCoordinator
+from ucadi.federation.coordinator import Checkpoint, Coordinator
+from ucadi.federation.messages import GlobalModel
+from ucadi.federation.plans import (
+    Aggregation,
+    Protection,
+    RunPlan,
+    TrainingPlan,
+    Weighting,
+    plan_document,
+    read_plan,
+)
+from ucadi.federation.ports import Desk, Transport, Wish
+from ucadi.federation.records import OnProgress, Progress, RoundRecord
+from ucadi.federation.rounds import run_buffered, run_rounds
 from ucadi.federation.site import Site
 from ucadi.io.checkpoint import read_tensors, write_json, write_tensors
 from ucadi.models.parameters import parameters_of
@@ -35,18 +42,16 @@ from ucadi.tensors import Tensors, hash_tensors
 from ucadi.workflows.manifest import run_manifest
 
 __all__ = [
-    "EVENTS_FILE",
-    "OUTCOME_FILE",
+    "RunFolder",
     "RunOutcome",
-    "coordinate",
+    "conduct",
     "make_plan",
     "prepare_run",
     "read_outcome",
     "simulate",
 ]
 
-OUTCOME_FILE = "outcome.json"
-EVENTS_FILE = "events.jsonl"
+_OUTCOME_FILE = "outcome.json"
 _MODEL_FILE = "model.safetensors"
 
 
@@ -65,6 +70,52 @@ class RunOutcome:
     selected_round: int
     model: Tensors
     seconds: float
+
+
+class RunFolder:
+    """The files of one run. Each is replaced as a whole, so a reader never sees half of one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @property
+    def plan(self) -> RunPlan:
+        """What was submitted."""
+        return read_plan(json.loads((self._folder / "plan.json").read_bytes()))
+
+    def model(self, number: int) -> GlobalModel:
+        """Read the model of a round; 0 is the initial one.
+
+        Raises:
+            CheckpointError: If it is missing or damaged.
+        """
+        name = Path("rounds") / f"{number:04d}.safetensors" if number else Path("initial.safetensors")
+        parameters, _ = read_tensors(self._folder / name)
+        return GlobalModel(number, parameters)
+
+    def keep(self, record: RoundRecord, model: GlobalModel) -> None:
+        """Write a complete round; returns when it is on disk."""
+        stem = self._folder / "rounds" / f"{record.round:04d}"
+        if model.round == record.round:  # the last record only validates a model that is kept already
+            write_tensors(stem.with_suffix(".safetensors"), model.parameters)
+        write_json(stem.with_suffix(".json"), {**asdict(record), "model_hash": model.hash})
+
+    def complete(self, selected: GlobalModel, records: Collection[RoundRecord], seconds: float) -> None:
+        """Write the selected model and, last, the outcome."""
+        write_tensors(self._folder / _MODEL_FILE, selected.parameters)
+        outcome = {
+            "status": "completed",
+            "selected_round": selected.round,
+            "model_hash": selected.hash,
+            "records": [asdict(record) for record in records],
+            "seconds": round(seconds, 3),
+        }
+        write_json(self._folder / _OUTCOME_FILE, outcome)
+
+    def fail(self, error: UcadiError) -> None:
+        """Write why the run ended without a model."""
+        outcome = {"status": "failed", "code": error.code, "detail": error.detail}
+        write_json(self._folder / _OUTCOME_FILE, outcome)
 
 
 def make_plan(
@@ -91,51 +142,40 @@ def make_plan(
     )
 
 
-def prepare_run(folder: Path, plan: RunPlan) -> None:
-    """Write the plan and the initial model into an empty run folder."""
-    network = build_network(plan.training.network, plan.training.task, plan.seed)
-    write_tensors(folder / "initial.safetensors", parameters_of(network))
-    document = TypeAdapter(RunPlan).dump_python(plan, mode="json")
+def prepare_run(folder: Path, plan: RunPlan, initial: Tensors | None = None) -> str:
+    """Write the plan and the initial model into an empty run folder; return the model's hash.
+
+    Args:
+        folder: Where the run will be.
+        plan: What to do.
+        initial: Parameters to start from; without them, the network's of the plan's seed.
+    """
+    if initial is None:
+        initial = parameters_of(build_network(plan.training.network, plan.training.task, plan.seed))
+    write_tensors(folder / "initial.safetensors", initial)
+    document = plan_document(plan)
     write_json(folder / "manifest.json", run_manifest(config=document, seed=plan.seed, data_hashes={}))
     write_json(folder / "plan.json", document)
+    return hash_tensors(initial)
 
 
-def coordinate(folder: Path, transport: Transport) -> None:
-    """Run a prepared run over a transport and write its outcome, also when it fails.
+def conduct(
+    plan: RunPlan, checkpoint: Checkpoint, transport: Transport, desk: Desk, on_progress: OnProgress
+) -> tuple[Wish, Checkpoint]:
+    """Run a plan from where it stands; return how that ended, and where the run stands then.
 
     Raises:
-        UcadiError: Whatever ended the run, after the outcome was written.
+        QuorumError: If too few sites take part for longer than the run's patience.
     """
-    plan = TypeAdapter(RunPlan).validate_json((folder / "plan.json").read_bytes())
-    initial, _ = read_tensors(folder / "initial.safetensors")
-    started = time.monotonic()
-
-    def tell(progress: Progress) -> None:
-        _append_event(folder, time.monotonic() - started, asdict(progress))
-
-    def keep(record: RoundRecord, model: GlobalModel) -> None:
-        if record.participants:  # the last record only validates a model that is kept already
-            write_tensors(folder / "rounds" / f"{record.round:04d}.safetensors", model.parameters)
-        write_json(
-            folder / "rounds" / f"{record.round:04d}.json", {**asdict(record), "model_hash": model.hash}
-        )
-        _append_event(folder, time.monotonic() - started, {"kind": "round", **asdict(record)})
-
-    coordinator = Coordinator(plan, GlobalModel(0, initial), PlaintextCipher(), tell)
-    try:
-        selected = run_rounds(coordinator, transport, keep)
-    except UcadiError as error:
-        write_json(folder / OUTCOME_FILE, {"status": "failed", "code": error.code, "detail": error.detail})
-        raise
-    write_tensors(folder / _MODEL_FILE, selected.parameters)
-    outcome = {
-        "status": "completed",
-        "selected_round": selected.round,
-        "model_hash": selected.hash,
-        "records": [asdict(record) for record in coordinator.records],
-        "seconds": round(time.monotonic() - started, 3),
-    }
-    write_json(folder / OUTCOME_FILE, outcome)
+    cipher = PlaintextCipher()
+    if plan.aggregation is Aggregation.BUFFERED and checkpoint.model.round < plan.rounds:
+        buffered = BufferedCoordinator(plan, checkpoint, cipher, on_progress)
+        wish = run_buffered(buffered, transport, desk)
+        if wish is not Wish.GO_ON:
+            return wish, buffered.checkpoint()
+        checkpoint = buffered.checkpoint()
+    coordinator = Coordinator(plan, checkpoint, cipher, on_progress)
+    return run_rounds(coordinator, transport, desk), coordinator.checkpoint()
 
 
 def read_outcome(folder: Path) -> RunOutcome:
@@ -144,7 +184,7 @@ def read_outcome(folder: Path) -> RunOutcome:
     Raises:
         EngineError: If the run ended without an outcome, failed, or its model is not the one it names.
     """
-    path = folder / OUTCOME_FILE
+    path = folder / _OUTCOME_FILE
     if not path.is_file():
         raise EngineError("engine-failed", "The run ended without an outcome.")
     outcome = json.loads(path.read_bytes())
@@ -157,21 +197,60 @@ def read_outcome(folder: Path) -> RunOutcome:
     return RunOutcome(records, outcome["selected_round"], model, outcome["seconds"])
 
 
-def simulate(config: SimulateConfig, folder: Path, make_site: Callable[[str], Site]) -> RunOutcome:
+def simulate(
+    config: SimulateConfig,
+    folder: Path,
+    make_site: Callable[[str], Site],
+    on_progress: OnProgress = lambda progress: None,
+) -> RunOutcome:
     """Run a whole federation in this process.
 
     Args:
         config: Plan and sites.
         folder: Empty run folder.
         make_site: Builds a site from its name.
+        on_progress: Told what happens.
+
+    Raises:
+        UcadiError: Whatever ended the run, after the outcome was written.
     """
-    prepare_run(folder, make_plan(config.run, config.training, tuple(sorted(config.sites))))
-    sites: Mapping[str, Site] = {name: make_site(name) for name in sorted(config.sites)}
-    coordinate(folder, InProcessTransport(sites))
+    names = tuple(sorted(config.sites))
+    plan = make_plan(config.run, config.training, names)
+    prepare_run(folder, plan)
+    sites: Mapping[str, Site] = {name: make_site(name) for name in names}
+    files, started = RunFolder(folder), time.monotonic()
+    desk = _SimulationDesk(names, files, on_progress)
+    try:
+        start = Checkpoint.at_start(files.model(0))
+        _, ended = conduct(plan, start, InProcessTransport(sites), desk, on_progress)
+    except UcadiError as error:
+        files.fail(error)
+        raise
+    files.complete(ended.best, ended.records, time.monotonic() - started)
     return read_outcome(folder)
 
 
-def _append_event(folder: Path, seconds: float, fields: dict[str, Any]) -> None:
-    """Add one line to the run's progress."""
-    with (folder / EVENTS_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"seconds": round(seconds, 3), **fields}) + "\n")
+class _SimulationDesk:
+    """All sites are there all the time, and nobody wishes anything."""
+
+    def __init__(self, sites: Collection[str], files: RunFolder, on_progress: OnProgress) -> None:
+        self._sites = sites
+        self._files = files
+        self._on_progress = on_progress
+
+    def members(self) -> Collection[str]:
+        """Return all sites."""
+        return self._sites
+
+    def wish(self) -> Wish:
+        """Go on."""
+        return Wish.GO_ON
+
+    def keep(self, record: RoundRecord, model: GlobalModel) -> None:
+        """Write the round."""
+        self._files.keep(record, model)
+        self._on_progress(Progress("round", record.round, ""))
+
+    def wait(self, shortfall: str) -> bool:
+        """Nobody will come later."""
+        return False
