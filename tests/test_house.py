@@ -4,9 +4,9 @@
 import ast
 import importlib.util
 import re
+import resource
 import subprocess
 import sys
-import time
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -38,14 +38,19 @@ INSIDE: dict[str, set[str]] = {
     "models": set(),
     "learning": {"models", "imaging"},
     "federation": set(),
+    "crypto": set(),
+    "store": {"federation"},
+    "enrolment": {"crypto", "store"},
     "engines": {"federation"},
-    "config": {"imaging.presets", "models.registry"},
+    "config": {"federation.plans", "imaging.presets", "models.registry"},
     "reporting": {"imaging", "io"},
     "workflows": {
         "cohorts",
         "config",
+        "crypto",
         "deid",
         "engines",
+        "enrolment",
         "federation",
         "imaging",
         "io",
@@ -55,6 +60,7 @@ INSIDE: dict[str, set[str]] = {
         "phantom",
         "reporting",
         "results",
+        "store",
     },
     "cli": {"workflows", "config"},
 }
@@ -75,9 +81,21 @@ OUTSIDE: dict[str, set[str]] = {
     "models": {"torch", "numpy", "jaxtyping"},
     "learning": {"torch", "numpy", "scipy", "jaxtyping"},
     "federation": {"numpy", "jaxtyping"},
+    "crypto": {"cryptography"},
+    "store": {"sqlalchemy"},
+    "enrolment": {"cryptography", "fastapi", "requests", "uvicorn"},
     "engines": {"nvflare", "cryptography", "psutil"},
     "config": {"pydantic"},
-    "reporting": {"numpy", "scipy", "jaxtyping", "matplotlib", "jinja2"},
+    "reporting": {
+        "jaxtyping",
+        "jinja2",
+        "matplotlib",
+        "mlflow",
+        "numpy",
+        "prometheus_client",
+        "scipy",
+        "tensorboard",
+    },
     "workflows": {"numpy", "torch", "jaxtyping", "pydantic", "psutil"},
     "cli": {"typer", "rich"},
 }
@@ -135,8 +153,15 @@ def test_a_module_imports_only_what_its_part_may(name):
 
 def test_every_library_that_the_code_knows_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {re.match(r"[A-Za-z0-9_-]+", line)[0].lower() for line in project["dependencies"]}
-    package_of = {"dicomweb_client": "dicomweb-client", "gdcm": "python-gdcm", "SimpleITK": "simpleitk"}
+    extras = [line for extra in project["optional-dependencies"].values() for line in extra]
+    declared = {re.match(r"[A-Za-z0-9_-]+", line)[0].lower() for line in [*project["dependencies"], *extras]}
+    package_of = {
+        "dicomweb_client": "dicomweb-client",
+        "gdcm": "python-gdcm",
+        "mlflow": "mlflow-skinny",
+        "prometheus_client": "prometheus-client",
+        "SimpleITK": "simpleitk",
+    }
     used = {part_of(i) for name in modules() for i in imports_of(name)} - sys.stdlib_module_names - {"ucadi"}
     assert {package_of.get(library, library) for library in used} <= declared
 
@@ -247,13 +272,14 @@ def test_the_commands_load_no_heavy_library():
     assert found.stdout.strip() == "[]"
 
 
-def test_help_appears_within_half_a_second():
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
+def test_help_takes_less_than_half_a_second_of_work():
+    used = []
+    for _ in range(3):  # processor time: what else the machine does must not decide
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "ucadi", "--help"], capture_output=True, check=True)
-        seconds.append(time.perf_counter() - started)
-    assert min(seconds) < 0.5
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(used) < 0.5
 
 
 # -- what no file holds -----------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ __all__ = [
     "NotAuthorizedError",
     "ProtocolVersionError",
     "QuorumError",
+    "StoreError",
+    "StoreUnreachableError",
     "UcadiError",
     "UnreachableError",
     "UpdateRejectedError",
@@ -310,15 +312,160 @@ CODES: dict[str, ErrorCode] = {
         "Fewer sites answered than the plan needs.", "Bring the missing sites back, or lower min_sites."
     ),
     "site-failed": ErrorCode("The site's training failed.", "See the site's log."),
+    "plan-waiting": ErrorCode(
+        "The site has not decided about the plan yet.",
+        "At the site: read it with `ucadi site plans`, then `ucadi site approve` or `reject`.",
+    ),
+    "plan-rejected": ErrorCode("The site rejected the plan.", "Ask the site, and submit another plan."),
+    "plan-forbidden": ErrorCode(
+        "The site's policy forbids the plan.",
+        "At the site: `ucadi site plans` names the rule; the policy is in policy.toml.",
+    ),
+    "plan-changed": ErrorCode(
+        "The site approved the run in another form.",
+        "Submit changes as a new run, or have the site approve this form.",
+    ),
+    "plan-spent": ErrorCode(
+        "The site has sent more updates than the plan can need.", "Submit a new run, with another name."
+    ),
+    "plan-unknown": ErrorCode("There is no such plan.", "Take an id that `ucadi site plans` lists."),
+    "site-paused": ErrorCode("The site has paused.", "At the site: `ucadi site resume`."),
+    "site-closed": ErrorCode(
+        "The site takes part at other hours only.", "None: the run waits for the site's hours."
+    ),
+    "site-home-missing": ErrorCode(
+        "The folder is no site's home.", "Make one with `ucadi site init`, or name it with --home."
+    ),
+    "run-unknown": ErrorCode("There is no run of that name.", "Take a name that `ucadi run list` shows."),
+    "run-exists": ErrorCode("There is another run of that name.", "Give the plan a new name."),
+    "run-state": ErrorCode(
+        "The run's state does not allow this.", "See the state with `ucadi run show`, and choose another way."
+    ),
+    "round-unknown": ErrorCode(
+        "The run has no complete round of that number.", "Take a round that `ucadi run show` lists."
+    ),
+    "extra-missing": ErrorCode(
+        "An optional part of ucadi is not installed.", "Install it: pip install 'ucadi[tracking]'."
+    ),
+    "tracking-failed": ErrorCode(
+        "The tracking server cannot be reached, or refused the data.", "Check its address and its log."
+    ),
+    "model-not-kept": ErrorCode(
+        "The run keeps no such model.", "Name best, last or a complete round, see `ucadi run show`."
+    ),
+    "evaluation-missing": ErrorCode(
+        "The run's models were not measured at its sites.", "Ask for it with `ucadi model evaluate`."
+    ),
+    "evaluation-not-agreed": ErrorCode(
+        "The plan that the sites approved does not let them report how well a model serves them.",
+        "Submit a plan with the validation metric.",
+    ),
+    # -- releases -------------------------------------------------------------------------------------
+    "release-name": ErrorCode(
+        "The release's name cannot be used.", "Use lower case letters, digits, dots and hyphens."
+    ),
+    "release-unknown": ErrorCode("There is no such release.", "See `ucadi model list`."),
+    "release-exists": ErrorCode(
+        "A release is frozen: its name cannot be given again.", "Choose another name."
+    ),
+    "release-altered": ErrorCode(
+        "A release is incomplete or was changed.", "Pull it again, or restore it from an export."
+    ),
+    "release-signer": ErrorCode(
+        "The release was not signed by this federation's coordinator.",
+        "Do not use it; ask the coordinator for its key's fingerprint.",
+    ),
+    # -- joining --------------------------------------------------------------------------------------
+    "home-missing": ErrorCode(
+        "The folder is not one of a coordinator or a site.",
+        "Make it with `ucadi coordinator init` or `ucadi site init`, or name it with --home.",
+    ),
+    "signature-invalid": ErrorCode(
+        "A signature is missing or does not fit what was signed.", "Enrol the site again if it happens again."
+    ),
+    "invitation-invalid": ErrorCode(
+        "The invitation is damaged or was altered.", "Ask the coordinator for a new one."
+    ),
+    "invitation-expired": ErrorCode("The invitation is too old.", "Ask the coordinator for a new one."),
+    "invitation-used": ErrorCode(
+        "The invitation was used before or was withdrawn.", "Ask the coordinator for a new one."
+    ),
+    "invitation-foreign": ErrorCode(
+        "The invitation is for another site.", "Ask the coordinator for one with this site's name."
+    ),
+    "site-key-changed": ErrorCode(
+        "The name was certified for another key before.",
+        "Restore the site's keys from their backup, or ask for an invitation under another name.",
+    ),
+    "application-invalid": ErrorCode(
+        "The site's application is damaged or not signed with its own keys.",
+        "Install the same ucadi release on both sides and join again.",
+    ),
+    "member-unknown": ErrorCode("The federation has no such site.", "See `ucadi coordinator sites`."),
+    "member-state": ErrorCode(
+        "The site's state does not allow this.", "See `ucadi coordinator sites`, or `ucadi site status`."
+    ),
+    "join-waiting": ErrorCode(
+        "The coordinator has not approved the site yet.",
+        "Read the fingerprint to the coordinator by phone, then run `ucadi site join` again.",
+    ),
+    "site-revoked": ErrorCode(
+        "The coordinator ended the site's membership.",
+        "Ask the coordinator; a new invitation admits it again.",
+    ),
+    "site-left": ErrorCode("The site has left the federation.", "Join again with a new invitation."),
+    "site-not-joined": ErrorCode(
+        "The site has not joined a federation.", "Run `ucadi site join` with the coordinator's invitation."
+    ),
+    "coordinator-unproven": ErrorCode(
+        "The coordinator did not prove that it is the one of the invitation.",
+        "Check its host name, and whether a proxy opens its connections; else ask for a new invitation.",
+    ),
+    "clock-skewed": ErrorCode(
+        "The clocks of site and coordinator differ by more than five minutes.",
+        "Set the clock, best by a time service (NTP).",
+    ),
+    "request-replayed": ErrorCode("The same request came before.", "None: the first one counts."),
+    "request-too-large": ErrorCode(
+        "The request is larger than the coordinator takes.", "Install the same ucadi release on both sides."
+    ),
+    "request-unknown": ErrorCode(
+        "The coordinator does not know this request.", "Install the same ucadi release on both sides."
+    ),
     # -- engine ---------------------------------------------------------------------------------------
     "engine-failed": ErrorCode("The federation engine stopped.", "See the coordinator's log."),
     "site-kit-altered": ErrorCode(
         "The site's safety settings are missing or were changed.", "Restore the site's kit."
     ),
+    "message-too-large": ErrorCode(
+        "A message is larger than what is allowed or fits.",
+        "Send smaller updates, or give the site more memory.",
+    ),
+    "job-refused": ErrorCode(
+        "The engine was told to do what is not allowed.", "Ask the coordinator's people what they sent."
+    ),
     "port-taken": ErrorCode("The network port is in use.", "Choose another port, or stop the other program."),
     "not-authorized": ErrorCode("The other side refused the identity.", "Enrol the site again."),
     "unreachable": ErrorCode("The coordinator cannot be reached.", "Check name, port, firewall and proxy."),
     "interrupted": ErrorCode("The run was stopped by its user.", "Start it again."),
+    # -- store ----------------------------------------------------------------------------------------
+    "store-unreachable": ErrorCode(
+        "The database cannot be reached or does not answer.",
+        "Check that its server or its disk is there; the program tries again by itself.",
+    ),
+    "store-version": ErrorCode(
+        "The database was made by another release.", "Install the release that made it, or a newer one."
+    ),
+    "store-damaged": ErrorCode(
+        "The database is damaged or was not made by ucadi.", "Restore it from its backup."
+    ),
+    "store-conflict": ErrorCode(
+        "What is to be stored contradicts what is stored.", "None: nothing was changed."
+    ),
+    "audit-broken": ErrorCode(
+        "The audit log was changed after it was written.",
+        "Keep the database as it is, and ask who had access.",
+    ),
 }
 """Every code with what may be said outside. Codes are never reused for another meaning."""
 
@@ -410,5 +557,15 @@ class NotAuthorizedError(EngineError):
 
 class UnreachableError(EngineError):
     """The other side cannot be reached."""
+
+    exit_status = ExitStatus.UNREACHABLE
+
+
+class StoreError(UcadiError):
+    """The database cannot be used, or what is asked contradicts what it holds."""
+
+
+class StoreUnreachableError(StoreError):
+    """The database does not answer now."""
 
     exit_status = ExitStatus.UNREACHABLE

@@ -10,11 +10,15 @@ import typer
 
 from ucadi import __version__
 from ucadi.cli.cohort import cohort
+from ucadi.cli.coordinator import coordinator
 from ucadi.cli.demo import demo
 from ucadi.cli.dicom import dicom
+from ucadi.cli.model import model
 from ucadi.cli.output import console_error
 from ucadi.cli.phantom import phantom
 from ucadi.cli.read import convert, inspect, predict
+from ucadi.cli.run import run
+from ucadi.cli.site import site
 from ucadi.cli.train import simulate, train
 from ucadi.errors import CODES, ExitStatus, UcadiError
 
@@ -38,6 +42,10 @@ app.command()(simulate)
 app.add_typer(phantom, name="phantom")
 app.add_typer(cohort, name="cohort")
 app.add_typer(dicom, name="dicom")
+app.add_typer(coordinator, name="coordinator")
+app.add_typer(site, name="site")
+app.add_typer(run, name="run")
+app.add_typer(model, name="model")
 
 _INTERRUPTED = 130
 """What a shell expects after Ctrl-C."""
