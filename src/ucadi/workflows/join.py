@@ -161,7 +161,7 @@ def check_joined(home: SiteHome) -> Membership:
     """Return the membership of an approved site whose kit is in order; what a start asks first.
 
     Raises:
-        FederationError: ``site-not-joined``, ``join-waiting``, ``site-left`` or ``site-revoked``.
+        NotAuthorizedError: ``site-not-joined``, ``join-waiting``, ``site-left`` or ``site-revoked``.
         EngineError: ``site-kit-altered`` or ``key-exposed``.
     """
     membership = read_membership(home)
@@ -172,7 +172,7 @@ def check_joined(home: SiteHome) -> Membership:
         MemberState.REVOKED: "site-revoked",
     }
     if membership.state in codes:
-        raise FederationError(codes[membership.state], f"{home.folder} is no site's that takes part.")
+        raise NotAuthorizedError(codes[membership.state], f"{home.folder} is no site's that takes part.")
     check_kit(home.kit)
     return membership
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from ucadi.engines.flare.process import FlareClient
-from ucadi.errors import FederationError, UcadiError, UnreachableError
+from ucadi.errors import NotAuthorizedError, UcadiError, UnreachableError
 from ucadi.logs import event, get_logger, log_to_file
 from ucadi.store.members import MemberState
 from ucadi.store.site_state import CONNECTION, SiteState
@@ -34,7 +34,7 @@ def start(home: SiteHome, on_words: OnWords, stop: threading.Event | None = None
     """Take part until stopped by a signal or an event, or until the site is no member any more.
 
     Raises:
-        FederationError: ``site-not-joined``, ``join-waiting``, ``site-left`` or ``site-revoked``.
+        NotAuthorizedError: ``site-not-joined``, ``join-waiting``, ``site-left`` or ``site-revoked``.
         EngineError: ``site-kit-altered``, or ``engine-failed`` if another process runs this site.
         ConfigError: If the settings or the policy are wrong.
     """
@@ -86,7 +86,7 @@ class _Keeper:
         """Notice that somebody here let the site leave, or join anew, meanwhile."""
         now = read_membership(self._home)
         if now.state is not MemberState.APPROVED or now.invitation != self._membership.invitation:
-            raise FederationError("site-left", f"{now.site} has left, or joined anew, meanwhile.")
+            raise NotAuthorizedError("site-left", f"{now.site} has left, or joined anew, meanwhile.")
 
     def _start(self) -> None:
         """Start the engine's process; pauses grow while it fails at once."""
@@ -108,7 +108,7 @@ class _Keeper:
             self._tell("unreachable", error.detail)
         except UcadiError as error:
             if error.code in _NO_MEMBER:
-                raise FederationError("site-revoked", error.detail) from error
+                raise NotAuthorizedError("site-revoked", error.detail) from error
             self._tell(error.code, error.detail)
         else:
             self._tell("connected", f"roster {roster.epoch} with {len(roster.sites)} sites")
