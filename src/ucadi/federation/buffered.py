@@ -62,8 +62,12 @@ class BufferedCoordinator:
     @property
     def shortfall(self) -> str:
         """Say why nobody trains."""
+        there = sorted(self._record.participants)
         reasons = ", ".join(f"{site} ({why})" for site, why in sorted(self._resting.items()))
-        return f"Round {self.model.round + 1}: no site trains. Missing: {reasons or 'no site is connected'}."
+        return (
+            f"Round {self.model.round + 1}: {len(there)} of {self.plan.buffer_size} updates have come "
+            f"({', '.join(there) or 'none'}). Missing: {reasons or 'no other site is connected'}."
+        )
 
     def calls(self, members: Collection[str]) -> list[Exchange]:
         """Return a message for each site that is free, all with the newest model.

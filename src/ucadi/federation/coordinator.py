@@ -166,6 +166,7 @@ class Coordinator:
         if phase is Phase.READY:
             # After the last round the model is only validated.
             self._phase = Phase.TRAIN if self.model.round < self.plan.rounds else Phase.VALIDATE
+            self._called = ()
             return None
         record = self._finish_record()
         if phase is Phase.TRAIN:

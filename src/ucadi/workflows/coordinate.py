@@ -5,6 +5,7 @@ The process may be killed at any moment. A round counts when its model is on dis
 database, in this order; the next job goes on from there.
 """
 
+import errno
 import time
 import tomllib
 from collections.abc import Callable, Collection
@@ -15,7 +16,7 @@ from ucadi.errors import CheckpointError, QuorumError
 from ucadi.federation.coordinator import Checkpoint
 from ucadi.federation.messages import GlobalModel
 from ucadi.federation.ports import Transport, Wish
-from ucadi.federation.records import Progress, RoundRecord
+from ucadi.federation.records import OnProgress, Progress, RoundRecord
 from ucadi.logs import event, get_logger
 from ucadi.store.database import patiently
 from ucadi.store.evaluations import EvaluationStore
@@ -37,7 +38,14 @@ HEARD_S = 12.0
 """A site that the driver heard of since is connected."""
 
 _HAND_OVER_S = 30.0
-"""A site that was lost again so soon after a hand-over is no reason for the next one."""
+"""A site that was lost again so soon after a hand-over is no reason for the next one; doubled each time."""
+
+_URGENT_HAND_OVER_S = 5.0
+"""The same while the round waits for its quorum."""
+
+_LONGEST_HAND_OVER_S = 1800.0
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 _DATABASE_S = 600.0
 """How long a round waits for a database that is gone."""
@@ -90,9 +98,9 @@ def _go_on(
 
     try:
         wish, reached = conduct(run.plan, _checkpoint(standing, files), transport, desk, desk.tell)
-    except QuorumError as error:
+    except (CheckpointError, QuorumError) as error:  # no later job could do better
         files.fail(error)
-        end(RunState.FAILED, error.detail)
+        end(RunState.FAILED, f"{error.detail} {error.cure}")
         raise
     if wish is Wish.GO_ON:
         files.complete(reached.best, reached.records, time.time() - run.created)
@@ -110,7 +118,7 @@ class _Desk:
         runs: RunStore,
         members: MemberStore,
         standing: Standing,
-        events: EventWriter,
+        events: OnProgress,
     ) -> None:
         self._retry_s = home.settings.retry_s
         self._files = RunFolder(home.runs / standing.run.run_id)
@@ -122,8 +130,9 @@ class _Desk:
         self._round = len(standing.records) + 1
         self._lost: set[str] = set()
         self._is_waiting = False
-        self._waiting_since: float | None = None
-        self._handed_over: dict[str, float] = {}
+        self._waited_s = 0.0
+        self._waits_since: float | None = None
+        self._handed_over: dict[str, tuple[int, float]] = {}
         self._remember()
 
     def tell(self, progress: Progress) -> None:
@@ -131,8 +140,9 @@ class _Desk:
         self._events(progress)
         if progress.kind == "missing" and progress.detail == LOST:
             self._lost.add(progress.site)
-        elif progress.site:
+        elif progress.kind != "missing" and progress.site:
             self._lost.discard(progress.site)
+            self._handed_over.pop(progress.site, None)
 
     def members(self) -> Collection[str]:
         """Return the approved sites: who was revoked or left is not called any more."""
@@ -143,29 +153,50 @@ class _Desk:
         wish = _patient(lambda: self._runs.wish(self._run.run_id))
         if wish is not Wish.GO_ON:
             return wish
-        waiting = self._lost & self._connected()
-        since = time.time() - _HAND_OVER_S
-        if any(self._is_waiting or self._handed_over.get(site, 0.0) < since for site in waiting):
-            for site in sorted(waiting):
-                self._events(Progress("hand-over", self._round, site))
-            return Wish.HAND_OVER
-        return Wish.GO_ON
+        waiting = {site for site in self._lost & self._connected() if self._is_due(site)}
+        for site in sorted(waiting):
+            self._events(Progress("hand-over", self._round, site))
+        return Wish.HAND_OVER if waiting else Wish.GO_ON
+
+    def _is_due(self, site: str) -> bool:
+        """Tell whether a job may end for a lost site; ever more rarely if no new job brings it back."""
+        count, last = self._handed_over.get(site, (0, 0.0))
+        if count == 0:
+            return True
+        base = _URGENT_HAND_OVER_S if self._is_waiting else _HAND_OVER_S
+        pause_s = min(_LONGEST_HAND_OVER_S, base * 2 ** (count - 1))
+        return not 0 <= time.time() - last < pause_s  # a clock that was set back must not keep a site out
 
     def keep(self, record: RoundRecord, model: GlobalModel) -> None:
         """Store a complete round: first the model, then the record that counts."""
-        self._files.keep(record, model)
+        self._write(lambda: self._files.keep(record, model))
         _patient(lambda: self._runs.keep_round(self._run.run_id, record, model.hash, token=self._token))
         self._events(Progress("round", record.round, ""))
         self._round = record.round + 1
-        self._waiting_since = None
+        self._waited_s, self._waits_since = 0.0, None
         self._set_waiting("")
 
     def wait(self, shortfall: str) -> bool:
         """Wait a moment and look again who is there."""
         self._set_waiting(shortfall)
+        now = time.monotonic()
+        if self._waits_since is not None:
+            self._waited_s += now - self._waits_since
+        self._waits_since = now
         time.sleep(self._retry_s)
-        self._waiting_since = self._waiting_since or time.time()
-        return time.time() - self._waiting_since < self._run.plan.patience_s
+        return self._waited_s < self._run.plan.patience_s
+
+    def _write(self, action: Callable[[], None]) -> None:
+        """Write files; while the disk is full, say so and try again."""
+        while True:
+            try:
+                action()
+                return
+            except OSError as error:
+                if error.errno not in DISK_ERRORS:
+                    raise
+                self._set_waiting(f"The coordinator's disk cannot be written: {error.strerror}.")
+                time.sleep(self._retry_s)
 
     def _connected(self) -> frozenset[str]:
         """Return the approved sites of which the driver heard just now."""
@@ -181,15 +212,24 @@ class _Desk:
         _patient(lambda: self._runs.set_state(self._run.run_id, state, reason, token=self._token))
 
     def _remember(self) -> None:
-        """Learn from the run's progress what earlier jobs knew: since when it waits, and for whom."""
+        """Learn from the run's progress what earlier jobs knew: how long it waits, and for whom it ended.
+
+        Nobody waits while the coordinator is off, and a clock may be set: a pause between two signs of
+        waiting counts as no longer than one attempt can take.
+        """
+        plan, last = self._run.plan, None
+        longest_s = plan.ready_deadline_s + plan.train_deadline_s + self._retry_s
         for line in _patient(lambda: self._runs.events(self._run.run_id)):
             kind, site = line.progress.kind, line.progress.site
             if kind in ("round", RESUMED, ROLLED_BACK):
-                self._waiting_since = None
+                self._waited_s, last = 0.0, None
             elif kind == "waiting":
-                self._waiting_since = self._waiting_since or line.time
+                self._waited_s += min(max(0.0, line.time - last), longest_s) if last else 0.0
+                last = line.time
             elif kind == "hand-over":
-                self._handed_over[site] = line.time
+                self._handed_over[site] = (self._handed_over.get(site, (0, 0.0))[0] + 1, line.time)
+            elif kind != "missing":
+                self._handed_over.pop(site, None)
 
 
 def _checkpoint(standing: Standing, files: RunFolder) -> Checkpoint:

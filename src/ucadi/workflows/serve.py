@@ -16,7 +16,7 @@ from ucadi.engines.flare.process import FlareServer, Job
 from ucadi.enrolment.metrics import metrics_router
 from ucadi.enrolment.probe import probe_router
 from ucadi.enrolment.releases import release_routes
-from ucadi.errors import UcadiError, UnreachableError
+from ucadi.errors import EngineError, UcadiError, UnreachableError
 from ucadi.federation.ports import Wish
 from ucadi.logs import event, get_logger, log_to_file
 from ucadi.store.database import Database
@@ -38,6 +38,9 @@ _TURN_S = 0.5
 _LOOK_S = 2.0
 """How often the engine is asked who is connected: rarely, because each question costs it a thread."""
 
+_SILENT_S = 180.0
+"""An engine's process that gave no answer for so long hangs."""
+
 _LONGEST_PAUSE_S = 60.0
 
 OnWords = Callable[[str], None]
@@ -48,7 +51,8 @@ def serve(home: CoordinatorHome, on_words: OnWords, stop: threading.Event | None
     """Serve until stopped by a signal or by an event.
 
     Raises:
-        EngineError: ``port-taken``, or ``engine-failed`` if the home is served by another process.
+        EngineError: ``port-taken``, or ``engine-failed`` if the home is served by another process, or the
+            interface has ended.
         StoreError: If the state cannot be used at the start.
     """
     ends = stop or stop_on_signals()
@@ -63,11 +67,11 @@ def serve(home: CoordinatorHome, on_words: OnWords, stop: threading.Event | None
         ]
         bar_ended(home, database)
         server = FlareServer(home.kit, home.driver_kit)
-        with api_server(home, database, routers):
+        with api_server(home, database, routers) as api:
             on_words(f"{settings.name}: sites reach this coordinator at {settings.host}:{settings.api_port}")
             try:
                 server.start()  # what fails now, such as a port in use, is for the person at the screen
-                Driver(home, database, server, on_words).run(ends)
+                Driver(home, database, server, on_words).run(ends, api.is_alive)
             finally:
                 server.stop()
     finally:
@@ -102,17 +106,32 @@ class Driver:
         self._claim: Claim | None = None
         self._rounds_before = 0
         self._failures = 0
-        self._look_at = self._start_at = self._submit_at = 0.0
+        self._look_at = self._start_at = self._submit_at = self._watch_at = 0.0
+        self._heard_at = time.monotonic()
+        self._short_since: dict[str, float] = {}
         self._said: dict[str, str] = {}
 
-    def run(self, ends: threading.Event) -> None:
-        """Drive until told to end. What goes wrong is said, and tried again after a pause."""
+    def run(self, ends: threading.Event, is_served: Callable[[], bool]) -> None:
+        """Drive until told to end. What goes wrong is said, and tried again after a pause.
+
+        Args:
+            ends: Set when all is to end.
+            is_served: Tells whether the sites' interface answers; when not, only a new start helps.
+
+        Raises:
+            EngineError: If the interface has ended.
+        """
         while not ends.wait(_TURN_S):
+            if not is_served():
+                raise EngineError("engine-failed", "The sites' interface has ended.")
             try:
                 if self._is_engine_up() and self._look():
                     self._drive()
             except UcadiError as error:
                 self._say("engine", f"waiting: {error.detail} {error.cure}")
+                ends.wait(self._home.settings.retry_s)
+            except OSError as error:  # a full disk, no more processes: may be over soon
+                self._say("engine", f"waiting: {error.strerror or error}")
                 ends.wait(self._home.settings.retry_s)
         self._end_job("stopped")
 
@@ -128,6 +147,7 @@ class Driver:
         self._start_at = time.monotonic() + self._home.settings.retry_s
         self._connected, self._look_at = frozenset(), 0.0
         self._server.start()
+        self._heard_at = time.monotonic()
         return True
 
     def _look(self) -> bool:
@@ -137,8 +157,12 @@ class Driver:
         try:
             connected = frozenset(self._server.connected()) & self._members.approved()
         except UnreachableError:  # it has just started, or ends; a dead process is noticed in the next turn
+            if time.monotonic() - self._heard_at > _SILENT_S:
+                self._say("engine", "its process does not answer and is started again")
+                self._server.stop()
             return False
-        self._look_at = time.monotonic() + _LOOK_S
+        self._heard_at = time.monotonic()
+        self._look_at = self._heard_at + _LOOK_S
         self._members.note_connected(connected)
         for words, sites in (
             ("connected", connected - self._connected),
@@ -152,35 +176,49 @@ class Driver:
     def _drive(self) -> None:
         """Watch the job under way, or begin the next one."""
         if self._job is not None:
-            self._watch(self._job)
+            if time.monotonic() >= self._watch_at:
+                self._watch_at = time.monotonic() + _LOOK_S
+                self._watch(self._job)
         elif time.monotonic() >= self._submit_at:
             # The oldest first; one whose sites are away holds up no other.
+            self._submit_at = time.monotonic() + _LOOK_S
             has_begun = any(self._begins(run) for run in self._runs.runs(*LIVE))
             if not has_begun:
                 self._evaluate()
 
     def _begins(self, run: Run) -> bool:
         """Submit a job of a run for the sites that are there, if they are enough."""
-        if run.wish is Wish.STOP:
-            self._runs.set_state(run.run_id, RunState.STOPPED, "stopped by the coordinator")
-            return False
-        there = frozenset(site for site in self._connected if run.plan.calls(site))
-        if len(there) < run.plan.min_sites:
-            reason = (
-                f"{len(there)} sites are connected, {run.plan.min_sites} are needed. "
-                f"Connected: {', '.join(sorted(there)) or 'none'}."
-            )
-            self._runs.set_state(run.run_id, RunState.WAITING, reason)
-            self._say(run.run_id, f"waits: {reason}")
-            return False
         claim = self._claims.claim(run.run_id, self._owner)  # from here on, no older job can store a round
         if claim is None:
             return False
+        if run.wish is Wish.STOP:
+            self._set_state(claim, RunState.STOPPED, "stopped by the coordinator")
+            return False
+        there = frozenset(site for site in self._connected if run.plan.calls(site))
+        if len(there) < run.plan.min_sites:
+            self._wait_for_sites(claim, run, there)
+            return False
+        self._short_since.pop(run.run_id, None)
         self._rounds_before = len(self._runs.rounds(run.run_id))
-        self._runs.set_state(run.run_id, RunState.RUNNING, token=claim.token)
+        self._set_state(claim, RunState.RUNNING)
         self._job, self._claim = self._server.submit(run.run_id, there), claim
         self._say(run.run_id, f"goes on with {', '.join(sorted(there))}")
         return True
+
+    def _wait_for_sites(self, claim: Claim, run: Run, there: frozenset[str]) -> None:
+        """Say that too few sites are connected; end the run when its patience is over."""
+        reason = (
+            f"{len(there)} sites are connected, {run.plan.min_sites} are needed. "
+            f"Connected: {', '.join(sorted(there)) or 'none'}."
+        )
+        waited_s = time.monotonic() - self._short_since.setdefault(run.run_id, time.monotonic())
+        is_over = waited_s > run.plan.patience_s
+        self._set_state(claim, RunState.FAILED if is_over else RunState.WAITING, reason)
+        self._say(run.run_id, f"{'ends' if is_over else 'waits'}: {reason}")
+
+    def _set_state(self, claim: Claim, state: RunState, reason: str = "") -> None:
+        """Change the state of a run that this process drives."""
+        self._runs.set_state(claim.run_id, state, reason, token=claim.token)
 
     def _evaluate(self) -> None:
         """Submit a job that measures a complete run's models, if somebody asked for it."""
