@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 OUT ?= demo-out
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check e2e clean
+.PHONY: help install demo test check e2e clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.runtime ## The `ucadi` command, in .venv/bin
 
 demo: $(VENV)/.runtime ## Three hospitals train together, a CT is read (about 7 minutes)
 	@$(BIN)/ucadi demo -o $(OUT) --force
@@ -38,7 +40,7 @@ $(VENV)/.venv:
 	@touch $@
 
 $(VENV)/.runtime: $(VENV)/.venv pyproject.toml constraints.txt
-	@echo "Installing ucadi and what it needs: 1 to 3 minutes the first time."
+	@echo "Installing ucadi and what it needs: 1 to 5 minutes the first time."
 	@$(BIN)/pip install -q -c constraints.txt -e .
 	@touch $@
 

@@ -8,9 +8,10 @@ import pytest
 from ucadi.config import Policy, PolicyFile, SimulateConfig, SiteFile, TrainConfig, load_config
 from ucadi.errors import ConfigError, ExitStatus
 from ucadi.types import Task
+from ucadi.workflows.plan_file import PlanFile
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-KIND_BY_PREFIX = {"train-": TrainConfig, "simulate-": SimulateConfig}
+KIND_BY_PREFIX = {"train-": TrainConfig, "simulate-": SimulateConfig, "plan-": PlanFile}
 
 TRAIN = """
 config_version = 1
@@ -58,7 +59,25 @@ cohort = "cohort"
 cache = "cache"
 """
 
-TEXTS = {TrainConfig: TRAIN, SimulateConfig: SIMULATE, SiteFile: SITE}
+PLAN = """
+config_version = 1
+
+[run]
+name = "run-1"
+rounds = 2
+sites = ["A", "B", "C"]
+aggregation = "buffered"
+buffer_size = 2
+
+[training]
+task = "classifier"
+network = "densenet3d"
+iterations = 10
+batch_size = 2
+learning_rate = 0.01
+"""
+
+TEXTS = {PlanFile: PLAN, TrainConfig: TRAIN, SimulateConfig: SIMULATE, SiteFile: SITE}
 
 
 @pytest.fixture
@@ -192,6 +211,16 @@ def test_more_sites_needed_than_there_are_is_refused(load):
     assert "run.min_sites" in refusal(load, SimulateConfig, ("rounds = 2", "rounds = 2\nmin_sites = 3"))
 
 
+def test_a_buffer_of_fewer_sites_than_promised_or_of_more_than_there_are_is_refused(load):
+    assert load(PlanFile).plan().buffer_size == 2
+    detail = refusal(load, PlanFile, ("buffer_size = 2", "buffer_size = 1"))
+    assert "run.buffer_size is 1, but run.min_sites is 2" in detail
+    detail = refusal(load, PlanFile, ("buffer_size = 2", "buffer_size = 4"))
+    assert "run.buffer_size is 4, but run.sites names 3" in detail
+    anybody = load(PlanFile, ("buffer_size = 2", "buffer_size = 4"), ('sites = ["A", "B", "C"]', ""))
+    assert anybody.plan().buffer_size == 4
+
+
 def test_a_weight_for_a_site_that_is_not_there_is_refused(load):
     detail = refusal(load, SimulateConfig, ("rounds = 2", "rounds = 2\nclient_weights = {C = 0.5}"))
     assert "run.client_weights" in detail
@@ -281,6 +310,7 @@ def test_a_policy_is_read_with_its_hours(load):
         ('approve = "ask"', "max_rounds = 0", "policy.max_rounds"),
         ('approve = "ask"', "max_epochs = 0", "policy.max_epochs"),
         ('approve = "ask"', "max_learning_rate = nan", "policy.max_learning_rate"),
+        ('approve = "ask"', "max_weight_ratio = 0.9", "policy.max_weight_ratio"),
         ('approve = "ask"', "max_batch_size = 2000", "policy.max_batch_size"),
         ("[policy.hours]", "[policy.hour]", "policy.hour"),
         ('start = "19:00"', "start = 19", "policy.hours.start"),

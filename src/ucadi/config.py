@@ -273,7 +273,8 @@ class Policy(Settings):
     presets: Annotated[tuple[str, ...], AfterValidator(partial(_all_among, tuple(PRESETS)))] = tuple(PRESETS)
     """Input presets that may be used."""
     metrics: Annotated[tuple[str, ...], AfterValidator(partial(_all_among, REPORTABLE_METRICS))] = (
-        REPORTABLE_METRICS
+        "loss",
+        "validation",
     )
     """Numbers that may be reported besides updates."""
     require_encryption: bool = False
@@ -292,6 +293,8 @@ class Policy(Settings):
     """Most samples per step."""
     max_learning_rate: Positive = 0.1
     """Largest learning rate."""
+    max_weight_ratio: Annotated[float, Field(ge=1, le=1e12)] = 10.0
+    """How many times as much as the lightest site's the heaviest site's update may count."""
     hours: Hours | None = None
     """When the site takes part; always when not set."""
 
@@ -325,8 +328,11 @@ def load_config(kind: type[ConfigT], path: Path) -> ConfigT:
     try:
         return kind.model_validate(_resolve(document, path.parent))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        # A key that does not exist first: what is missing is often the same key, misspelled.
+        first = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"]) or "the file"
+        if first["type"] == "extra_forbidden":
+            raise ConfigError("config-invalid", f"{path}: {key}: there is no such setting.") from error
         # The value is of use for a single setting only, not for a whole table.
         seen = (
             "" if isinstance(first["input"], dict | BaseModel) else f" (seen: {str(first['input'])[:80]!r})"

@@ -444,6 +444,10 @@ CODES: dict[str, ErrorCode] = {
     "job-refused": ErrorCode(
         "The engine was told to do what is not allowed.", "Ask the coordinator's people what they sent."
     ),
+    "home-in-use": ErrorCode(
+        "Another process runs this home.",
+        "Nothing is to be done: it goes on. Stop it first to start it anew.",
+    ),
     "port-taken": ErrorCode("The network port is in use.", "Choose another port, or stop the other program."),
     "not-authorized": ErrorCode("The other side refused the identity.", "Enrol the site again."),
     "unreachable": ErrorCode("The coordinator cannot be reached.", "Check name, port, firewall and proxy."),

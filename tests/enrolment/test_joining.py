@@ -2,6 +2,7 @@
 """From an invitation to a member, and all that must not lead there."""
 
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -313,9 +314,32 @@ def test_a_revoked_site_comes_back_with_its_own_keys_only(
     assert json.loads((hub.home.kit / "disabled_clients.json").read_text()) == {"disabled_clients": []}
 
 
+def assert_listed(hub: Hub, site: SiteHome, *paths: str) -> None:
+    """Check that the list of what left names these messages, and nothing else, as they crossed the wire."""
+    state = site.open_state()
+    rows = state.sent()
+    assert state.verify() >= len(rows)
+    state.close()
+    assert [row.kind for row in rows] == [{"/v1/application": "join", "/v1/leave": "leave"}[p] for p in paths]
+    for row, path in zip(rows, paths, strict=True):
+        crossed = next(seen for place, seen in hub.wire if place == path)
+        assert row.sha256 == hashlib.sha256(crossed[-row.size_bytes :]).hexdigest()
+        assert row.recipient == "study at 127.0.0.1"
+
+
+def test_an_application_that_did_not_arrive_is_listed_too(hub: Hub, site: SiteHome) -> None:
+    invitation = hub.invite()
+    hub.stop()
+    assert refused(lambda: join(site, invitation)) == "unreachable"
+    state = site.open_state()
+    assert [row.kind for row in state.sent()] == ["join"], "it may have left"
+    state.close()
+
+
 def test_a_site_leaves_and_does_not_start_until_it_is_invited_again(hub: Hub, site: SiteHome) -> None:
     hub.admit(site)
     assert leave(site, "moving house")
+    assert_listed(hub, site, "/v1/application", "/v1/leave")
     assert refused(lambda: check_joined(site)) == "site-left"
     assert membership.list_sites(hub.home)[0].reason == "moving house"
     assert states(hub) == {"lyon": "left"}

@@ -182,11 +182,21 @@ def test_a_model_that_changed_on_disk_is_not_sent(evaluate, make_model):
 
 
 @pytest.fixture
-def asked(make_run_plan, models, candidates):
+def ask(make_run_plan, models, candidates):
+    """Starts an evaluation under a plan with given metrics: the initial model is sent."""
+
+    def start(**plan):
+        evaluation = Evaluation(make_run_plan(**plan), candidates, models.__getitem__, ("A", "B", "C"))
+        evaluation.next_exchange()
+        return evaluation
+
+    return start
+
+
+@pytest.fixture
+def asked(ask):
     """An evaluation that has sent the initial model."""
-    evaluation = Evaluation(make_run_plan(), candidates, models.__getitem__, ("A", "B", "C"))
-    evaluation.next_exchange()
-    return evaluation
+    return ask()
 
 
 GOOD = Validation("run-1", 1, "A", {"validation": 0.5})
@@ -232,17 +242,21 @@ def test_a_late_answer_to_the_model_before_is_not_taken_for_this_one(asked):
 
 
 @pytest.fixture
-def asked_for_intervals(asked):
+def asked_for_intervals(ask):
     """The same, under a plan that lets sites say how sure they are."""
-    names = ("validation", "validation_studies", "validation_low", "validation_high")
-    object.__setattr__(asked.plan, "metrics", names)  # this release's sites do not report them yet
-    return asked
+    return ask(metrics=("validation", "validation_studies", "validation_low", "validation_high"))
 
 
 def test_a_site_may_send_its_interval_and_number_of_studies(asked_for_intervals):
     metrics = {"validation": 0.5, "validation_studies": 9.0, "validation_low": 0.4, "validation_high": 0.7}
     answer(asked_for_intervals, "A", dataclasses.replace(GOOD, metrics=metrics))
     assert asked_for_intervals.matrix.rows[0].cells["A"] == Cell(0.5, 9, 0.4, 0.7)
+
+
+def test_an_interval_that_the_plan_does_not_name_is_refused(asked):
+    metrics = {"validation": 0.5, "validation_low": 0.4, "validation_high": 0.7}
+    answer(asked, "A", dataclasses.replace(GOOD, metrics=metrics))
+    assert asked.matrix.rows[0].cells["A"] == Cell(reason="message-invalid")
 
 
 @pytest.mark.parametrize(

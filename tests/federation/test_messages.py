@@ -274,6 +274,29 @@ def test_a_plan_with_a_wrong_value_in_any_field_is_refused(plain, field, value):
 
 
 @pytest.mark.parametrize(
+    ("buffer_size", "min_sites", "sites", "said"),
+    [
+        (1, 2, [], "buffer_size is 1, less than min_sites, which is 2"),
+        (1, 2, ["A", "B"], "buffer_size is 1, less than min_sites, which is 2"),
+        (3, 2, ["A", "B"], "buffer_size is 3, but there are 2 sites"),
+        (2, 2, ["A", "B"], ""),
+        (9, 2, [], ""),
+    ],
+)
+def test_a_buffer_holds_the_updates_of_enough_sites_and_can_be_full(
+    plain, buffer_size, min_sites, sites, said
+):
+    buffer = {"aggregation": "buffered", "buffer_size": buffer_size, "min_sites": min_sites, "sites": sites}
+    body = written("call", {**CALL, "run": {**RUN, **buffer}}, TENSORS)
+    if said:
+        with pytest.raises(UpdateRejectedError) as caught:
+            plain.decode_call(body)
+        assert said in caught.value.detail
+    else:
+        assert plain.decode_call(body).plan.run.buffer_size == buffer_size
+
+
+@pytest.mark.parametrize(
     ("field", "value"), [(f, v) for f, values in WRONG_IN_TRAINING.items() for v in values]
 )
 def test_a_plan_with_a_wrong_training_value_is_refused(plain, field, value):

@@ -4,16 +4,22 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 
+from ucadi.config import Policy, SiteSettings
 from ucadi.engines.inprocess import InProcessTransport
-from ucadi.errors import EngineError, FederationError, UcadiError
+from ucadi.errors import ConfigError, EngineError, FederationError, UcadiError
 from ucadi.federation.aggregation import PlaintextCipher
 from ucadi.federation.coordinator import Checkpoint, Coordinator
 from ucadi.federation.plans import plan_document
 from ucadi.federation.ports import Wish
 from ucadi.federation.rounds import run_rounds
+from ucadi.imaging.presets import preset_named
 from ucadi.io.checkpoint import write_json, write_tensors
+from ucadi.learning.samples import ClassifierSamples
+from ucadi.models.parameters import parameters_of
+from ucadi.models.registry import build_network
 from ucadi.store.audit import Audit
 from ucadi.store.database import Database
 from ucadi.store.evaluations import EvaluationStore
@@ -30,6 +36,9 @@ from ucadi.workflows.cross_site import (
     require_matrix,
 )
 from ucadi.workflows.kept_models import read_run
+from ucadi.workflows.plan_file import load_plan
+from ucadi.workflows.release_card import network_record
+from ucadi.workflows.site_runtime import LocalTrainer, build_site
 
 SCORES = {"A": (0.2, 0.9, 0.5), "B": (0.1, 0.3, 0.8), "C": (0.4, 0.4, 0.4)}
 
@@ -105,6 +114,93 @@ def test_the_table_for_people_says_that_no_interval_came(run, sites):
     text = matrix_markdown(matrix, Task.CLASSIFIER)
     assert "| best | 2 | 0.500 | 0.800 | 0.400 | 0.567 |" in text
     assert "No site sent an interval" in text
+
+
+CERTAIN = ("validation", "validation_studies", "validation_low", "validation_high")
+
+
+@pytest.fixture
+def trained(tmp_path, make_run_plan, monkeypatch):
+    """Real sites with noise for patients, and the folder of a run that asks how sure they are."""
+    counts = {"A": (6, 6), "B": (9, 5), "C": (8, 2)}
+
+    def samples(self, training, split):
+        labels = np.repeat([0, 1], counts[self._name])
+        rng = np.random.default_rng(ord(self._name))
+        slices = tuple(rng.integers(-1000, 200, (12, 24, 24)).astype(np.int16) for _ in labels)
+        return ClassifierSamples(slices, labels, preset_named("compact"))
+
+    monkeypatch.setattr(LocalTrainer, "_load_samples", samples)
+    settings = SiteSettings(cohort=tmp_path, cache=tmp_path, min_studies=8, min_class_studies=5)
+    folder, plan = tmp_path / "run-1", make_run_plan(metrics=CERTAIN)
+    write_json(folder / "plan.json", plan_document(plan))
+    parameters = parameters_of(build_network(plan.training.network, plan.training.task, plan.seed))
+    write_tensors(folder / "initial.safetensors", parameters)
+    return folder, {name: build_site(name, settings) for name in counts}
+
+
+def test_real_sites_report_intervals_where_the_plan_asks(trained):
+    folder, sites = trained
+    matrix = evaluate_across_sites(folder, InProcessTransport(sites), sites, ["last"])
+    cells = matrix.rows[0].cells
+    for site, studies in (("A", 12), ("B", 14)):
+        cell = cells[site]
+        assert cell.studies == studies
+        assert 0 <= cell.low < cell.value < cell.high <= 1
+        assert (cell.low, cell.value, cell.high) == tuple(
+            round(v, 4) for v in (cell.low, cell.value, cell.high)
+        )
+    assert cells["C"].reason == "not-measured", "two studies of a class are too few to speak of"
+    text = matrix_markdown(matrix, Task.CLASSIFIER)
+    assert f"{cells['A'].value:.3f} [{cells['A'].low:.3f}, {cells['A'].high:.3f}] (n = 12)" in text
+    assert "No site sent an interval" not in text
+    assert read_matrix(folder) == matrix
+
+
+def test_the_card_quotes_what_sites_reported_in_a_round(run, make_run_plan):
+    path = run / "rounds" / "0003.json"  # judges the model of round 2
+    document = json.loads(path.read_bytes())
+    certain = {"validation_studies": 20.0, "validation_low": 0.4, "validation_high": 0.6}
+    document["metrics"]["A"].update(certain)
+    document["metrics"]["B"].update(certain)  # its score of 0.8 is not in there
+    write_json(path, document)
+    sites = network_record(read_run(run), 2, None)["sites"]
+    assert (sites["A"]["interval_95"], sites["A"]["validation_studies"]) == ([0.4, 0.6], 20)
+    assert (sites["B"]["interval_95"], sites["B"]["validation"]) == (None, 0.8)
+
+
+PLAN = """
+config_version = 1
+[run]
+name = "run-1"
+rounds = 2
+seed = 0
+metrics = {metrics}
+[training]
+task = "classifier"
+network = "densenet3d"
+preset = "compact"
+iterations = 4
+batch_size = 2
+learning_rate = 0.01
+"""
+
+
+def test_a_plan_file_may_ask_for_intervals(tmp_path):
+    (tmp_path / "plan.toml").write_text(PLAN.format(metrics=list(CERTAIN)))
+    assert load_plan(tmp_path / "plan.toml").metrics == CERTAIN
+
+
+@pytest.mark.parametrize("metrics", [["validation", "validation_low"], ["loss", "validation_studies"]])
+def test_a_plan_file_that_asks_for_half_of_it_is_refused(tmp_path, metrics):
+    (tmp_path / "plan.toml").write_text(PLAN.format(metrics=metrics))
+    with pytest.raises(ConfigError) as caught:
+        load_plan(tmp_path / "plan.toml")
+    assert "run.metrics names" in str(caught.value)
+
+
+def test_nobody_agrees_to_more_numbers_than_before_without_a_word(make_run_plan):
+    assert make_run_plan().metrics == Policy().metrics == ("loss", "validation")
 
 
 def test_the_table_for_programs_has_a_line_per_model_and_site(run, sites):

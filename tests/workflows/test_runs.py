@@ -148,7 +148,7 @@ def test_settings_arrive_in_the_plan(plan_file):
         ("patience_s = 0", "run.patience_s"),
         ('metrics = ["accuracy"]', "run.metrics.0"),
         ('protection = "none"', "run.protection"),
-        ("round = 3", "run.round: Extra inputs"),
+        ("round = 3", "run.round: there is no such setting"),
         ('sites = ["../A", "B"]', "sites is out of bounds"),
     ],
 )

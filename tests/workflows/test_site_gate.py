@@ -196,6 +196,24 @@ def test_a_coordinator_that_asks_for_ever_more_updates_gets_none(make_desk, make
     assert desk.code(replace(plan, run_id="run-2")) == ""
 
 
+def test_a_coordinator_that_asks_for_the_scores_of_ever_more_models_gets_none(make_desk, make_run_plan):
+    desk, plan = make_desk('approve = "within-policy"'), make_run_plan(rounds=3)
+    most = 2 * (3 + 1) + 20
+    for number in range(most):
+        assert desk.code(plan) == "", f"{number} scores left"
+        for _ in range(2):  # a request that is repeated tells nothing new
+            desk.state.note_sent("validation", 9, f"{number}" * 32, run_id="run-1", request=f"{number}")
+    assert desk.code(plan) == "plan-spent"
+
+
+def test_two_models_with_the_same_score_are_two_answers(make_desk, make_run_plan):
+    desk, plan = make_desk('approve = "within-policy"'), make_run_plan(rounds=1)
+    for number in range(2):
+        assert desk.code(plan) == ""
+        desk.state.note_sent("update", 9, "ab" * 32, run_id="run-1", request=f"{number}")
+    assert desk.code(plan) == "plan-spent"
+
+
 def test_the_reason_stays_at_the_site(make_desk, make_run_plan):
     desk = make_desk("max_rounds = 1")
     with pytest.raises(FederationError) as caught:
@@ -223,10 +241,11 @@ def test_the_reason_stays_at_the_site(make_desk, make_run_plan):
         ({"max_batch_size": 1}, "max_batch_size"),
         ({"max_learning_rate": 0.009}, "max_learning_rate"),
         ({"max_epochs": 0.3}, "max_epochs"),
+        ({"max_weight_ratio": 1.9}, "max_weight_ratio"),
     ],
 )
 def test_every_rule_is_kept_and_named(make_run_plan, policy, rule):
-    plan = make_run_plan()
+    plan = make_run_plan(client_weights={"A": 2.0})
     assert judge(Policy(), plan, OWN) == ()
     (broken,) = judge(Policy(**policy), plan, OWN)
     assert broken.startswith(f"{rule}: ")
@@ -254,6 +273,26 @@ def test_a_hostile_plan_is_forbidden_by_the_widest_policy_that_is_the_default(
     assert len(desk.state.see(hostile).reason) < 1000
 
 
+@pytest.mark.parametrize(
+    ("weights", "sites", "is_allowed"),
+    [
+        ({}, (), True),
+        ({"A": 10.0}, ("A", "B"), True),
+        ({"A": 10.1}, ("A", "B"), False),
+        ({"A": 0.7, "B": 0.07}, ("A", "B"), True),
+        ({"A": 1e6, "B": 1e6}, ("A", "B"), True),
+        ({"A": 1e6, "B": 1e6}, ("A", "B", "C"), False),
+        ({"A": 1e6, "B": 1e6}, (), False),
+        ({"A": 0.05}, (), False),
+        ({"D": 1e6}, ("A", "B"), True),
+    ],
+)
+def test_no_sites_weight_drowns_the_others(make_run_plan, weights, sites, is_allowed):
+    plan = make_run_plan(client_weights=weights, sites=sites)
+    broken = judge(Policy(), plan, OWN)
+    assert [words.split(":")[0] for words in broken] == ([] if is_allowed else ["max_weight_ratio"])
+
+
 def test_all_broken_rules_are_named_at_once(make_run_plan):
     broken = judge(Policy(min_sites=9, max_rounds=1, presets=("paper",)), make_run_plan(), OWN)
     assert [words.split(":")[0] for words in broken] == ["presets", "max_rounds", "min_sites"]
@@ -275,6 +314,7 @@ PLANS = st.fixed_dictionaries(
         "rounds": st.integers(1, 12),
         "min_sites": st.integers(1, 5),
         "metrics": lists(["loss", "validation"]),
+        "client_weights": st.dictionaries(st.sampled_from("ABC"), st.floats(0.01, 100)),
     }
 )
 OWNS = st.tuples(st.integers(0, 40), st.integers(0, 20))
@@ -293,13 +333,14 @@ POLICIES = st.fixed_dictionaries(
         "max_epochs": st.none() | st.floats(0.1, 20),
         "max_batch_size": st.integers(1, 12),
         "max_learning_rate": st.floats(0.001, 0.2),
+        "max_weight_ratio": st.floats(1, 1000),
     }
 )
 
 
 def broken_rules(policy, plan, own) -> set[str]:
     """Names of the rules that a plan of plain values breaks."""
-    of_run = {"rounds", "min_sites", "metrics"}
+    of_run = {"rounds", "min_sites", "metrics", "client_weights"}
     training = TrainingPlan(**{name: value for name, value in plan.items() if name not in of_run})
     run = RunPlan(
         "run-1",
@@ -308,6 +349,7 @@ def broken_rules(policy, plan, own) -> set[str]:
         seed=0,
         min_sites=plan["min_sites"],
         metrics=tuple(plan["metrics"]),
+        client_weights=plan["client_weights"],
     )
     return {words.split(":")[0] for words in judge(Policy(**policy), run, OwnData(*own))}
 

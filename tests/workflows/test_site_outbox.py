@@ -10,13 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from site_homes import make_home
+from site_homes import make_home, write_policy
 from ucadi.errors import StoreError
-from ucadi.federation.messages import Call, Phase, Update, decode_reply, encode_call
+from ucadi.federation.aggregation import PlaintextCipher
+from ucadi.federation.messages import Call, Phase, Refusal, Update, decode_reply, encode_call
 from ucadi.federation.ports import Outbox, ReplyKey
+from ucadi.federation.site import Site
+from ucadi.store.site_state import Decision
+from ucadi.workflows.site_gate import SiteGate
 from ucadi.workflows.site_outbox import SiteOutbox
 
-KEY = ReplyKey("run-1", 2, Phase.TRAIN, "ab" * 32)
+PLAN = "99" * 32
+KEY = ReplyKey("run-1", 2, Phase.TRAIN, "ab" * 32, PLAN)
 BODY = b"an update" * 1000
 
 
@@ -60,10 +65,11 @@ def test_a_kept_reply_is_recalled_by_another_process(make_outbox, home):
 @pytest.mark.parametrize(
     "other",
     [
-        ReplyKey("run-2", 2, Phase.TRAIN, KEY.model_hash),
-        ReplyKey("run-1", 3, Phase.TRAIN, KEY.model_hash),
-        ReplyKey("run-1", 2, Phase.VALIDATE, KEY.model_hash),
-        ReplyKey("run-1", 2, Phase.TRAIN, "cd" * 32),
+        ReplyKey("run-2", 2, Phase.TRAIN, KEY.model_hash, PLAN),
+        ReplyKey("run-1", 3, Phase.TRAIN, KEY.model_hash, PLAN),
+        ReplyKey("run-1", 2, Phase.VALIDATE, KEY.model_hash, PLAN),
+        ReplyKey("run-1", 2, Phase.TRAIN, "cd" * 32, PLAN),
+        ReplyKey("run-1", 2, Phase.TRAIN, KEY.model_hash, "88" * 32),
     ],
 )
 def test_another_request_is_not_answered_with_a_kept_reply(make_outbox, other):
@@ -92,20 +98,20 @@ def test_a_reply_whose_file_is_gone_is_made_anew(make_outbox, home):
 
 def test_only_a_runs_current_round_is_kept(make_outbox, home):
     outbox = make_outbox()
-    other = ReplyKey("run-2", 1, Phase.TRAIN, "cd" * 32)
+    other = ReplyKey("run-2", 1, Phase.TRAIN, "cd" * 32, PLAN)
     outbox.keep(other, b"of another run")
     for number in range(1, 5):
-        outbox.keep(ReplyKey("run-1", number, Phase.TRAIN, "ab" * 32), BODY)
-        outbox.keep(ReplyKey("run-1", number, Phase.VALIDATE, "ab" * 32), b"score")
+        outbox.keep(ReplyKey("run-1", number, Phase.TRAIN, "ab" * 32, PLAN), BODY)
+        outbox.keep(ReplyKey("run-1", number, Phase.VALIDATE, "ab" * 32, PLAN), b"score")
         assert len(files(home)) == 3
     assert outbox.recall(other) == b"of another run"
-    assert outbox.recall(ReplyKey("run-1", 4, Phase.TRAIN, "ab" * 32)) == BODY
-    assert outbox.recall(ReplyKey("run-1", 3, Phase.TRAIN, "ab" * 32)) is None
+    assert outbox.recall(ReplyKey("run-1", 4, Phase.TRAIN, "ab" * 32, PLAN)) == BODY
+    assert outbox.recall(ReplyKey("run-1", 3, Phase.TRAIN, "ab" * 32, PLAN)) is None
 
 
 def test_replies_of_runs_that_never_went_on_are_dropped_after_a_month(make_outbox, home, monkeypatch):
     outbox = make_outbox()
-    outbox.keep(ReplyKey("run-9", 7, Phase.TRAIN, "cd" * 32), BODY)
+    outbox.keep(ReplyKey("run-9", 7, Phase.TRAIN, "cd" * 32, PLAN), BODY)
     later = time.time() + 31 * 86400
     monkeypatch.setattr("ucadi.workflows.site_outbox.time.time", lambda: later)
     outbox.keep(KEY, BODY)
@@ -120,7 +126,7 @@ def test_what_a_killed_process_left_is_cleared_away(make_outbox, home):
     for path in (old, fresh):
         path.write_bytes(BODY)
     os.utime(old, (1, 1))
-    outbox.keep(ReplyKey("run-1", 2, Phase.VALIDATE, KEY.model_hash), b"score")
+    outbox.keep(ReplyKey("run-1", 2, Phase.VALIDATE, KEY.model_hash, PLAN), b"score")
     assert not old.exists()
     assert fresh.exists(), "another process may be writing it"
 
@@ -129,7 +135,7 @@ def test_what_a_killed_process_left_is_cleared_away(make_outbox, home):
     "name", ["../../../etc/cron.d/x", "/etc/passwd", "a" * 5000, "", "..", "a/b\0c", "\n", "ü"]
 )
 def test_no_name_of_a_run_leads_out_of_the_outbox(make_outbox, home, name):
-    outbox, key = make_outbox(), ReplyKey(name, 1, Phase.TRAIN, name)
+    outbox, key = make_outbox(), ReplyKey(name, 1, Phase.TRAIN, name, name)
     outbox.keep(key, BODY)
     assert outbox.recall(key) == BODY
     (path,) = files(home)
@@ -171,6 +177,43 @@ def test_every_message_that_leaves_is_noted_with_size_and_hash(
     assert {row.protection for row in rows} == {"plaintext"}
     assert {row.recipient for row in rows} == {"hub at hub.example"}
     assert state.verify() == 3
+    state.close()
+
+
+def test_a_request_that_is_repeated_counts_once_and_another_one_anew(
+    make_outbox, home, make_round_plan, make_model
+):
+    outbox, state = make_outbox(), home.open_state()
+    plan, other = make_round_plan(make_model()), make_round_plan(make_model(seed=1))
+    for asked in (plan, plan, other, other):
+        outbox.note("validation", asked, b"the same score")
+    outbox.note("update", plan, BODY)
+    assert (state.answers_sent("run-1", "validation"), state.answers_sent("run-1", "update")) == (2, 1)
+    state.close()
+
+
+def test_a_reply_made_under_one_plan_never_leaves_under_another(
+    make_outbox, home, make_trainer, make_round_plan, make_model
+):
+    write_policy(home, "min_sites = 2")
+    state, model, trainer = home.open_state(), make_model(), make_trainer("A", scores=(0.75,))
+    gate = SiteGate("A", state, home.read_policy, home.folder / "cohort")
+    site = Site("A", trainer, PlaintextCipher(), make_outbox(), gate)
+    first, second = make_round_plan(model), make_round_plan(model, metrics=("loss",))
+
+    def ask(plan):
+        return decode_reply(site.answer(encode_call(Call(Phase.TRAIN, plan, model))))
+
+    def decide(plan, decision):
+        assert state.decide(state.see(plan.run), decision, "ann")
+
+    decide(first, Decision.APPROVED)
+    assert ask(first).metrics == {"loss": 0.5, "validation": 0.75}
+    decide(first, Decision.REJECTED)
+    decide(second, Decision.APPROVED)
+    assert ask(second).metrics == {"loss": 0.5}, "the score was not agreed to"
+    assert trainer.asked == ["train", "train"]
+    assert isinstance(ask(first), Refusal)
     state.close()
 
 

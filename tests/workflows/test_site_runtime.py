@@ -183,6 +183,16 @@ def test_a_metric_that_speaks_of_a_few_patients_is_not_reported(train_with, trai
     assert update.metrics.keys() == reported
 
 
+def test_a_score_leaves_with_four_digits(settings, make_round_plan, monkeypatch):
+    monkeypatch.setattr(LocalTrainer, "_load_samples", lambda *asked: classifier_samples({0: 9, 1: 9}))
+    monkeypatch.setattr("ucadi.workflows.site_runtime.fit", lambda *asked: 0.5)
+    monkeypatch.setattr("ucadi.workflows.site_runtime.score", lambda *asked: 0.123456789)
+    model = GlobalModel(0, parameters_of(build_network("densenet3d", Task.CLASSIFIER, 0)))
+    plan, trainer = make_round_plan(model), LocalTrainer("A", settings)
+    assert trainer.validate(plan, model).metrics == {"validation": 0.1235}
+    assert trainer.train(plan, model).metrics["validation"] == 0.1235
+
+
 def test_only_studies_with_a_lesion_enter_the_metrics_of_the_segmentation(train_with):
     splits = {Split.TRAIN: segmentation_samples(5, 0), Split.VALIDATION: segmentation_samples(4, 9)}
     update, _ = train_with(splits, Task.SEGMENTATION)

@@ -35,6 +35,7 @@ __all__ = [
     "Matrix",
     "Row",
     "candidates_of",
+    "cell_of",
     "require_agreement",
     "run_evaluation",
 ]
@@ -273,7 +274,7 @@ class Evaluation:
             return Cell(reason=reply.code)
         if not isinstance(reply, Validation):
             raise UpdateRejectedError("message-invalid", f"{site} sent a {type(reply).__name__}.")
-        return _cell(site, reply.metrics)
+        return cell_of(site, reply.metrics)
 
 
 def require_agreement(plan: RunPlan) -> None:
@@ -301,8 +302,12 @@ def run_evaluation(evaluation: Evaluation, transport: Transport) -> Matrix:
     return evaluation.matrix
 
 
-def _cell(site: str, metrics: Mapping[str, float]) -> Cell:
-    """Return a cell of the numbers that a site reported."""
+def cell_of(site: str, metrics: Mapping[str, float]) -> Cell:
+    """Return a cell of the numbers that a site reported.
+
+    Raises:
+        UpdateRejectedError: ``message-invalid`` if the interval or the count cannot be.
+    """
     value = metrics.get(SELECTION_METRIC)
     if value is None:
         return Cell(reason="not-measured")

@@ -29,8 +29,9 @@ __all__ = [
     "read_plan",
 ]
 
-REPORTABLE_METRICS = ("loss", "validation")
-"""What a site can report: its mean training loss, and its score of the model that it received."""
+REPORTABLE_METRICS = ("loss", "validation", "validation_studies", "validation_low", "validation_high")
+"""What a site can report: its mean training loss; its score of the model that it received, on how many
+studies that rests, and the ends of its 95 % interval."""
 
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -113,7 +114,7 @@ class RunPlan:
         weighting: How n_i·w_i are scaled.
         protection: How updates are hidden.
         aggregation: When updates become the next model.
-        buffer_size: Updates per model in buffered aggregation; 0 in synchronous.
+        buffer_size: Updates per model in buffered aggregation, at least ``min_sites``; 0 in synchronous.
         metrics: What sites report besides their update, of `REPORTABLE_METRICS`.
     """
 
@@ -131,7 +132,7 @@ class RunPlan:
     protection: Protection = Protection.PLAINTEXT
     aggregation: Aggregation = Aggregation.SYNCHRONOUS
     buffer_size: int = 0
-    metrics: tuple[str, ...] = REPORTABLE_METRICS
+    metrics: tuple[str, ...] = ("loss", "validation")
 
     def __post_init__(self) -> None:
         _require(isinstance(self.run_id, str) and bool(_RUN_ID.fullmatch(self.run_id)), "run_id", self.run_id)
@@ -160,6 +161,8 @@ class RunPlan:
         is_buffered = self.aggregation is Aggregation.BUFFERED
         _require(_is_count(self.buffer_size, int(is_buffered), 100_000), "buffer_size", self.buffer_size)
         _require(is_buffered or self.buffer_size == 0, "buffer_size", self.buffer_size)
+        if is_buffered:
+            self._check_buffer()
         _require(
             isinstance(self.metrics, tuple) and set(self.metrics) <= set(REPORTABLE_METRICS),
             "metrics",
@@ -171,6 +174,27 @@ class RunPlan:
         """SHA-256 of the plan's document: what a site approves."""
         text = json.dumps(plan_document(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def weight_ratio(self) -> float:
+        """How many times the heaviest site's update counts as much as the lightest one's."""
+        if self.sites:
+            weights = [self.client_weights.get(site, 1.0) for site in self.sites]
+        else:
+            weights = [1.0, *self.client_weights.values()]
+        return max(weights) / min(weights)
+
+    def _check_buffer(self) -> None:
+        """Refuse a buffer that makes a model of fewer sites than promised, or that can never be full."""
+        if self.buffer_size < self.min_sites:
+            raise ValueError(
+                f"buffer_size is {self.buffer_size}, less than min_sites, which is {self.min_sites}"
+            )
+        if self.sites and self.buffer_size > len(self.sites):
+            raise ValueError(
+                f"buffer_size is {self.buffer_size}, but there are {len(self.sites)} sites, "
+                "each of which gives one update per model"
+            )
 
     def calls(self, site: str) -> bool:
         """Tell whether the plan has a place for a site."""

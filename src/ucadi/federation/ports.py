@@ -58,12 +58,16 @@ class Gate(Protocol):
 
 @dataclass(frozen=True)
 class ReplyKey:
-    """What a reply answers. A site that is asked the same again sends the same bytes again."""
+    """What a reply answers. A site that is asked the same again sends the same bytes again.
+
+    The plan's hash is part of it: what was made under one plan never leaves under another.
+    """
 
     run_id: str
     round: int
     phase: Phase
     model_hash: str
+    plan_hash: str
 
 
 @runtime_checkable  # for the type checks at test time

@@ -89,7 +89,7 @@ class Site:
         plan = call.plan
         if call.phase is Phase.READY:  # costs nothing, and what it says may change
             return encode_reply(self._do(call))
-        key = ReplyKey(plan.run_id, plan.round, call.phase, plan.model_hash)
+        key = ReplyKey(plan.run_id, plan.round, call.phase, plan.model_hash, plan.run.hash)
         kept = self._outbox.recall(key)
         if kept is not None:
             event(_LOG, "reply repeated", phase=call.phase, run=plan.run_id, round=plan.round)

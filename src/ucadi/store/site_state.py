@@ -59,6 +59,15 @@ _SENT = sa.Table(
     sa.Column("recipient", sa.String(256), nullable=False),
 )
 
+_ANSWERS = sa.Table(
+    "site_answers",
+    METADATA,
+    sa.Column("run_id", sa.String(64), primary_key=True),
+    sa.Column("kind", sa.String(32), primary_key=True),
+    sa.Column("request", sa.String(_HASH_CHARS), primary_key=True),
+    sa.Column("sha256", sa.String(_HASH_CHARS), primary_key=True),
+)
+
 _REPLIES = sa.Table(
     "site_replies",
     METADATA,
@@ -294,6 +303,7 @@ class SiteState:
         *,
         run_id: str = "",
         round_number: int = 0,
+        request: str = "",
         protection: str = "plaintext",
         recipient: str = "coordinator",
     ) -> None:
@@ -305,6 +315,7 @@ class SiteState:
             sha256: Of the message's bytes, in hexadecimal digits.
             run_id: Name of the run, if it belongs to one.
             round_number: From 1, if it belongs to one.
+            request: What it answers, in hexadecimal digits: the same for a request that is repeated.
             protection: How its content is hidden from the recipient.
             recipient: Who gets it.
         """
@@ -321,6 +332,9 @@ class SiteState:
             }
             number = conn.execute(_SENT.insert().values(values).returning(_SENT.c.number)).scalar_one()
             self._audit.append(conn, "site", "sent", run_id, {"number": number, **values})
+            answer = {"run_id": run_id, "kind": kind, "request": request, "sha256": sha256}
+            if conn.execute(sa.select(_ANSWERS).filter_by(**answer)).first() is None:
+                conn.execute(_ANSWERS.insert().values(answer))
 
     def sent(self, run_id: str | None = None, after: int = 0, last: int | None = None) -> tuple[Sent, ...]:
         """Return what left, in the order of leaving.
@@ -337,11 +351,13 @@ class SiteState:
             rows = conn.execute(query.order_by(_SENT.c.number.desc()).limit(last)).all()
         return tuple(Sent(**row._mapping) for row in reversed(rows))
 
-    def updates_sent(self, run_id: str) -> int:
-        """Return how many different updates left for a run; repeated ones count once."""
-        query = sa.select(sa.func.count(sa.distinct(_SENT.c.sha256))).where(
-            _SENT.c.run_id == run_id, _SENT.c.kind == "update"
-        )
+    def answers_sent(self, run_id: str, kind: str) -> int:
+        """Return how many different answers of a kind left for a run; repeated ones count once.
+
+        The same bytes in answer to another request are another answer: that two models have the same score
+        is a thing to know.
+        """
+        query = sa.select(sa.func.count()).select_from(_ANSWERS).filter_by(run_id=run_id, kind=kind)
         with self._database.read() as conn:
             return int(conn.execute(query).scalar_one())
 

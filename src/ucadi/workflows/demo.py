@@ -24,9 +24,9 @@ from ucadi.tensors import hash_tensors
 from ucadi.types import FindingClass, Task
 from ucadi.versions import CONFIG_VERSION
 from ucadi.workflows.children import run_commands
-from ucadi.workflows.evaluate import score_on_cohort
+from ucadi.workflows.evaluate import measure_on_cohort
 from ucadi.workflows.federate import RunOutcome, make_plan
-from ucadi.workflows.fit import METRIC
+from ucadi.workflows.fit import METRIC, Measured
 from ucadi.workflows.local_federation import LocalFederation, local_federation
 from ucadi.workflows.manifest import run_manifest
 from ucadi.workflows.memory import PeakMemory
@@ -207,11 +207,11 @@ class _Demo:
                 commands[f"{task}-{site}"] = ["train", str(config), "--out", str(config.with_suffix(""))]
         self._run_commands("single", commands)
 
-    def evaluate(self, outcomes: Mapping[Task, RunOutcome]) -> dict[Task, dict[str, float]]:
+    def evaluate(self, outcomes: Mapping[Task, RunOutcome]) -> dict[Task, dict[str, Measured]]:
         """Score the federated model (key ``global``) and each site's own on the held-out cohort."""
         cohort = read_cohort(self.cohort(HELD_OUT))
         cache = self.run / "cache" / HELD_OUT
-        scores: dict[Task, dict[str, float]] = {}
+        scores: dict[Task, dict[str, Measured]] = {}
         models = {
             (task, site): read_model(self.run / "single" / f"{task}-{site}")
             for task in Task
@@ -227,17 +227,17 @@ class _Demo:
             for name, (card, parameters) in entries.items():
                 done = sum(map(len, scores.values()))
                 self.on_stage("evaluate", done / total, f"{task}: {name}")
-                value = score_on_cohort(task, card, parameters, cohort, cache)
-                scores[task][name] = round(value, 4) if value is not None else 0.0
+                measured = measure_on_cohort(task, card, parameters, cohort, cache)
+                scores[task][name] = measured or Measured(0.0, 0, 0.0, 1.0)
         self.on_stage("evaluate", 1.0, "done")
         return scores
 
     def release(
-        self, outcomes: Mapping[Task, RunOutcome], scores: Mapping[Task, Mapping[str, float]]
+        self, outcomes: Mapping[Task, RunOutcome], scores: Mapping[Task, Mapping[str, Measured]]
     ) -> ModelFolder:
         """Write the released model folder."""
         cards = {
-            task: self._card(task, outcome, {f"held_out_{METRIC[task]}": scores[task]["global"]})
+            task: self._card(task, outcome, {f"held_out_{METRIC[task]}": scores[task]["global"].value})
             for task, outcome in outcomes.items()
         }
         config = {
@@ -263,15 +263,15 @@ class _Demo:
         return model
 
     def summarize(
-        self, outcomes: Mapping[Task, RunOutcome], scores: Mapping[Task, Mapping[str, float]]
+        self, outcomes: Mapping[Task, RunOutcome], scores: Mapping[Task, Mapping[str, Measured]]
     ) -> dict[str, Any]:
         """Return what happened in the federation as plain numbers."""
         summary: dict[str, Any] = {"engine": "nvflare", "protection": "plaintext"}
         for task, outcome in outcomes.items():
             summary[task.value] = {
                 "metric": METRIC[task],
-                "global": scores[task]["global"],
-                "single_site": {site: scores[task][site] for site in self.sites_of(task)},
+                "global": scores[task]["global"].value,
+                "single_site": {site: scores[task][site].value for site in self.sites_of(task)},
                 "rounds": self.settings.rounds[task],
                 "selected_round": outcome.selected_round,
                 "curve": [

@@ -9,16 +9,16 @@ from ucadi.models.parameters import load_parameters
 from ucadi.models.registry import build_network
 from ucadi.tensors import Tensors
 from ucadi.types import Split, Task
-from ucadi.workflows.fit import score
+from ucadi.workflows.fit import Measured, measure
 from ucadi.workflows.prepare import prepare_samples
 
-__all__ = ["score_on_cohort"]
+__all__ = ["measure_on_cohort"]
 
 
-def score_on_cohort(
+def measure_on_cohort(
     task: Task, card: NetworkCard, parameters: Tensors, cohort: Cohort, cache: Path, split: Split = Split.TEST
-) -> float | None:
-    """Return a model's measure (macro AUC or mean Dice) on one split of a cohort.
+) -> Measured | None:
+    """Return a model's measure (macro AUC or mean Dice) on one split of a cohort, with its interval.
 
     Args:
         task: Which of a model's networks.
@@ -31,4 +31,4 @@ def score_on_cohort(
     samples = prepare_samples([cohort], split, task, card.preset, cache, lambda ready, total: None)
     network = build_network(card.network, task, seed=0)
     load_parameters(network, parameters)
-    return score(network, samples)
+    return measure(network, samples)

@@ -5,6 +5,7 @@ Private keys are made here and stay here: what is sent are a certificate request
 is written down before the next one, so a join that was broken off goes on where it was.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -207,13 +208,15 @@ def join(
             "site-not-joined", "No invitation was used yet.", cure="Name the invitation's file."
         )
     joined = _joined(home, membership)
-    on_applied(joined)
-    until = time.monotonic() + wait_s
+    until, has_told = time.monotonic() + wait_s, False
     while True:
         standing = _ask(home, membership)
         if standing is not None and standing.get("state") == MemberState.APPROVED:
             _settle(home, membership, standing)
             return replace(joined, state=MemberState.APPROVED)
+        if not has_told:
+            has_told = True
+            on_applied(joined)
         left_s = until - time.monotonic()
         if left_s <= 0:
             break
@@ -241,8 +244,10 @@ def leave(home: SiteHome, reason: str = "") -> bool:
         _raise_flag(home, is_left=True)
     if not membership.is_told:
         try:
+            document = {"reason": reason}
             with api_client(home, membership) as client:
-                client.post("/v1/leave", {"reason": reason})
+                _note_sent(home, membership, "leave", document)
+                client.post("/v1/leave", document)
         except UnreachableError:
             return False
         except UcadiError as error:
@@ -318,9 +323,28 @@ def _use(home: SiteHome, membership: Membership, invitation: Invitation, organiz
     _write(home.keys / _AUTHORITY, invitation.federation.authority)
     with api_client(home, applied) as client:
         signed = {**document, "signature": identity.sign(APPLICATION_PURPOSE, document)}
+        _note_sent(home, applied, "join", signed)
         client.post("/v1/application", signed, is_signed=False)
     _keep(home, applied)
     return applied
+
+
+def _note_sent(home: SiteHome, membership: Membership, kind: str, document: dict[str, Any]) -> None:
+    """Write a message into the list of what left, before it leaves."""
+    federation = membership.federation
+    if federation is None:
+        raise FederationError("site-not-joined", "No invitation was used yet.")
+    body = json.dumps(document).encode()  # as the client writes it
+    state = home.open_state()
+    try:
+        state.note_sent(
+            kind,
+            len(body),
+            hashlib.sha256(body).hexdigest(),
+            recipient=f"{federation.name} at {federation.host}",
+        )
+    finally:
+        state.close()
 
 
 def _joined(home: SiteHome, membership: Membership) -> Joined:

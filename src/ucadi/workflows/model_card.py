@@ -7,12 +7,12 @@ from pathlib import Path
 from ucadi.io.checkpoint import ModelFolder, write_bytes
 from ucadi.reporting.record import RESEARCH_NOTICE
 from ucadi.types import Task
-from ucadi.workflows.fit import METRIC
+from ucadi.workflows.fit import METRIC, Measured
 
 __all__ = ["write_model_card"]
 
 
-def write_model_card(folder: Path, model: ModelFolder, scores: Mapping[Task, Mapping[str, float]]) -> None:
+def write_model_card(folder: Path, model: ModelFolder, scores: Mapping[Task, Mapping[str, Measured]]) -> None:
     """Write ``model_card.md`` beside the manifest.
 
     Args:
@@ -32,14 +32,18 @@ def write_model_card(folder: Path, model: ModelFolder, scores: Mapping[Task, Map
             f"| {card.protection} |"
         )
     lines += ["", "## Held-out result", "", "Patients of a scanner that no site has; higher is better.", ""]
-    lines += ["| task | measure | model | value |", "|---|---|---|---|"]
+    lines += ["| task | measure | model | value | 95 % interval | studies |", "|---|---|---|---|---|---|"]
     for task, by_model in scores.items():
-        for name, value in by_model.items():
+        for name, score in by_model.items():
             title = "**federated**" if name == "global" else f"site {name} alone"
-            lines.append(f"| {task} | {METRIC[task]} | {title} | {value:.3f} |")
+            lines.append(
+                f"| {task} | {METRIC[task]} | {title} | {score.value:.3f} "
+                f"| {score.low:.3f} to {score.high:.3f} | {score.studies} |"
+            )
     lines += [
         "",
-        "One run with one seed: these numbers show that the path works, not how well the method does.",
+        "One run with one seed: these numbers show that the path works, not how well the method does. The "
+        "intervals are of a bootstrap over studies: what another run or seed would give is not in them.",
         "",
         "## Limits",
         "",

@@ -33,8 +33,10 @@ class PlanRunSettings(RunSettings):
     """``synchronous`` or ``buffered``."""
     buffer_size: Annotated[int, Field(ge=0, le=100_000)] = RunPlan.buffer_size
     """Updates per model in buffered aggregation; 0 in synchronous."""
-    metrics: tuple[Literal["loss", "validation"], ...] = ("loss", "validation")
-    """What sites report besides their update."""
+    metrics: tuple[
+        Literal["loss", "validation", "validation_studies", "validation_low", "validation_high"], ...
+    ] = ("loss", "validation")
+    """What sites report besides their update; the last three say how sure the validation is."""
 
 
 class PlanFile(Settings):
@@ -67,6 +69,27 @@ class PlanFile(Settings):
                 f"run.buffer_size is {run.buffer_size}, but run.aggregation is {run.aggregation.value!r}; "
                 'write run.aggregation = "buffered" or leave run.buffer_size out'
             )
+        if run.buffer_size and run.buffer_size < run.min_sites:
+            raise ValueError(
+                f"run.buffer_size is {run.buffer_size}, but run.min_sites is {run.min_sites}; "
+                "a model would be made of fewer sites"
+            )
+        if run.sites and run.buffer_size > len(run.sites):
+            raise ValueError(
+                f"run.buffer_size is {run.buffer_size}, but run.sites names {len(run.sites)}, "
+                "each of which gives one update per model"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_fit(self) -> "PlanFile":
+        names = set(self.run.metrics)
+        if ("validation_low" in names) != ("validation_high" in names):
+            raise ValueError(
+                "run.metrics names one end of the interval; name validation_low and validation_high"
+            )
+        if "validation" not in names and names - {"loss"}:
+            raise ValueError(f"run.metrics names {min(names - {'loss'})} without validation")
         return self
 
     def plan(self) -> RunPlan:
@@ -152,7 +175,12 @@ def _aggregation(plan: RunPlan) -> str:
     if plan.weighting is Weighting.PAPER_EXACT:
         words += "; weights scaled as in the study (paper_exact)"
     named = ", ".join(f"{site} {weight:g}" for site, weight in sorted(plan.client_weights.items()))
-    return f"{words}; weights: {named}, all others 1" if named else f"{words}; all sites weigh the same"
+    if not named:
+        return f"{words}; all sites weigh the same"
+    return (
+        f"{words}; weights: {named}, all others 1; "
+        f"the heaviest site counts {plan.weight_ratio:g} times as much as the lightest"
+    )
 
 
 def _protection(plan: RunPlan) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ucadi.federation.evaluation import Cell, Matrix
+from ucadi.errors import UpdateRejectedError
+from ucadi.federation.evaluation import Cell, Matrix, cell_of
 from ucadi.federation.plans import Protection
 from ucadi.federation.records import SELECTION_METRIC
 from ucadi.reporting.record import RESEARCH_NOTICE
@@ -161,7 +162,7 @@ def _network_lines(task: str, record: Mapping[str, Any]) -> list[str]:
 def _cells(run: KeptRun, number: int, matrix: Matrix | None) -> dict[str, Cell]:
     """Return each site's score of a model: from the evaluation, else from the run's own rounds."""
     cells = {
-        site: Cell(metrics[SELECTION_METRIC])
+        site: _reported(site, metrics)
         for site, metrics in run.scores_of(number).items()
         if SELECTION_METRIC in metrics
     }
@@ -169,6 +170,14 @@ def _cells(run: KeptRun, number: int, matrix: Matrix | None) -> dict[str, Cell]:
         if row.candidate.model_hash == run.hashes[number]:
             cells.update({site: cell for site, cell in row.cells.items() if cell.value is not None})
     return cells
+
+
+def _reported(site: str, metrics: Mapping[str, float]) -> Cell:
+    """Return what a site reported in a round; an interval or a count that cannot be is left out."""
+    try:
+        return cell_of(site, metrics)
+    except UpdateRejectedError:
+        return Cell(metrics[SELECTION_METRIC])
 
 
 def _score(cell: Cell | None) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from ucadi.store.run_claims import Claim, RunClaims
 from ucadi.store.runs import LIVE, Run, RunState, RunStore
 from ucadi.workflows.coordinator_home import CoordinatorHome
 from ucadi.workflows.cross_site import requested_evaluation
+from ucadi.workflows.home_lock import only_one
 from ucadi.workflows.membership import api_server, bar_ended
 from ucadi.workflows.releases import shelf_of
 from ucadi.workflows.run_numbers import NumbersReader
@@ -51,32 +52,37 @@ def serve(home: CoordinatorHome, on_words: OnWords, stop: threading.Event | None
     """Serve until stopped by a signal or by an event.
 
     Raises:
-        EngineError: ``port-taken``, or ``engine-failed`` if the home is served by another process, or the
-            interface has ended.
+        EngineError: ``home-in-use``, ``port-taken``, or ``engine-failed`` if the interface has ended.
         StoreError: If the state cannot be used at the start.
     """
     ends = stop or stop_on_signals()
-    log_to_file(home.folder / "logs" / "coordinator.jsonl")
-    database = home.open_database()
-    try:
-        settings = home.settings
-        routers = [
-            probe_router(),
-            release_routes(shelf_of(home, database)),
-            metrics_router(NumbersReader(database).text),
-        ]
-        bar_ended(home, database)
-        server = FlareServer(home.kit, home.driver_kit)
-        with api_server(home, database, routers) as api:
+    with only_one(home.folder):
+        log_to_file(home.folder / "logs" / "coordinator.jsonl")
+        database = home.open_database()
+        try:
+            _serve(home, database, on_words, ends)
+        finally:
+            database.close()
+
+
+def _serve(home: CoordinatorHome, database: Database, on_words: OnWords, ends: threading.Event) -> None:
+    """Serve with an open state."""
+    settings = home.settings
+    routers = [
+        probe_router(),
+        release_routes(shelf_of(home, database)),
+        metrics_router(NumbersReader(database).text),
+    ]
+    bar_ended(home, database)
+    server = FlareServer(home.kit, home.driver_kit)
+    with api_server(home, database, routers) as api:
+        try:
+            server.start()  # what fails now, such as a port in use, is for the person at the screen
             on_words(f"{settings.name}: sites reach this coordinator at {settings.host}:{settings.api_port}")
-            try:
-                server.start()  # what fails now, such as a port in use, is for the person at the screen
-                Driver(home, database, server, on_words).run(ends, api.is_alive)
-            finally:
-                server.stop()
-    finally:
-        database.close()
-        on_words("stopped; runs go on when the coordinator serves again")
+            Driver(home, database, server, on_words).run(ends, api.is_alive)
+            on_words("stopping; runs go on when the coordinator serves again")
+        finally:
+            server.stop()
 
 
 class Driver:

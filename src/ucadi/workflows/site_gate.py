@@ -18,11 +18,26 @@ from ucadi.models.registry import NETWORKS
 from ucadi.store.site_state import LEFT, PAUSED, Decision, SeenPlan, SiteState
 from ucadi.types import Split, Task
 
-__all__ = ["MOST_UPDATES_PER_ROUND", "OwnData", "SiteGate", "count_data", "is_open", "judge"]
+__all__ = [
+    "MOST_UPDATES_PER_ROUND",
+    "OwnData",
+    "SiteGate",
+    "count_data",
+    "is_open",
+    "judge",
+    "most_answers",
+]
 
 MOST_UPDATES_PER_ROUND = 2
 """A coordinator that goes back to an earlier round asks for some rounds again. One that asks a site again and
-again, each time with another model, learns more than was approved."""
+again, each time with another model, learns more than was approved: scores of models that were made for the
+purpose tell, one by one, what the site's studies are."""
+
+_EVALUATED_MODELS = 20
+"""So many models more may be measured: those that a run's people compare across its sites."""
+
+_ROUNDING = 1e-9
+"""A weight of 0.7 is ten times one of 0.07, whatever the computer's numbers say."""
 
 _POLICY = "policy"
 """Who decided, when it was no person."""
@@ -76,6 +91,7 @@ def judge(policy: Policy, plan: RunPlan, own: OwnData) -> tuple[str, ...]:
         "max_iterations": (training.iterations, policy.max_iterations),
         "max_batch_size": (training.batch_size, policy.max_batch_size),
         "max_learning_rate": (training.learning_rate, policy.max_learning_rate),
+        "max_weight_ratio": (plan.weight_ratio, policy.max_weight_ratio * (1 + _ROUNDING)),
     }
     for rule, (value, most) in ceilings.items():
         if value > most:
@@ -96,6 +112,13 @@ def judge(policy: Policy, plan: RunPlan, own: OwnData) -> tuple[str, ...]:
     if policy.require_encryption and plan.protection is Protection.PLAINTEXT:
         broken.append("require_encryption: the coordinator could read this site's updates.")
     return tuple(broken)
+
+
+def most_answers(plan: RunPlan) -> dict[str, int]:
+    """Return how many different answers of each kind an approved plan buys."""
+    updates = MOST_UPDATES_PER_ROUND * plan.rounds
+    # The last model is measured as well, after the rounds.
+    return {"update": updates, "validation": updates + MOST_UPDATES_PER_ROUND + _EVALUATED_MODELS}
 
 
 def is_open(hours: Hours | None, now: datetime) -> bool:
@@ -169,11 +192,14 @@ class SiteGate:
         seen = self._settle(plan, policy)
         words = f"plan {seen.short} of run {plan.run_id!r}"
         if seen.decision is Decision.APPROVED:
-            spent = self._state.updates_sent(plan.run_id)
-            if spent >= MOST_UPDATES_PER_ROUND * plan.rounds:
-                raise FederationError(
-                    "plan-spent", f"{spent} different updates left for the {plan.rounds} rounds of {words}."
-                )
+            for kind, most in most_answers(plan).items():
+                spent = self._state.answers_sent(plan.run_id, kind)
+                if spent >= most:
+                    raise FederationError(
+                        "plan-spent",
+                        f"{spent} different {kind}s left for the {plan.rounds} rounds of {words}, "
+                        f"which buys {most}.",
+                    )
             if not is_open(policy.hours, self._now()):
                 raise FederationError("site-closed", f"Run {plan.run_id!r} waits for the site's hours.")
             return

@@ -135,6 +135,9 @@ max_rounds = 1000
 max_iterations = 10000
 max_batch_size = 64
 max_learning_rate = 0.1
+# How many times as much as the lightest site's the heaviest site's update may count. With a weight large
+# enough for one site, a model that is made of all of them shows the update of that one alone.
+max_weight_ratio = 10.0
 # Most passes per round over this site's training studies:
 # max_epochs = 5
 

@@ -89,12 +89,14 @@ class SiteOutbox:
             StoreError: If it cannot be written down; then the message must not leave.
         """
         is_update = plan is not None and kind == "update"
+        request = f"{plan.run.hash}/{plan.round}/{plan.model_hash}" if plan else ""
         self._state.note_sent(
             kind,
             len(body),
             hashlib.sha256(body).hexdigest(),
             run_id=plan.run_id if plan else "",
             round_number=plan.round if plan else 0,
+            request=hashlib.sha256(request.encode()).hexdigest(),
             protection=plan.run.protection if plan and is_update else Protection.PLAINTEXT,
             recipient=self._recipient,
         )

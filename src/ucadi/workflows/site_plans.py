@@ -6,10 +6,11 @@ from typing import Any
 
 from ucadi.errors import ConfigError, UcadiError
 from ucadi.federation.plans import Protection, RunPlan, TrainingPlan
+from ucadi.federation.records import SELECTION_METRIC
 from ucadi.store.site_state import Decision, SeenPlan, SiteState
 from ucadi.workflows.plan_file import describe_plan
 from ucadi.workflows.preflight_checks import readable_bytes
-from ucadi.workflows.site_gate import MOST_UPDATES_PER_ROUND, OwnData, count_data, judge
+from ucadi.workflows.site_gate import MOST_UPDATES_PER_ROUND, OwnData, count_data, judge, most_answers
 from ucadi.workflows.site_home import SiteHome
 
 __all__ = ["PlanView", "SeenPlan", "approve_plan", "list_plans", "reject_plan", "update_bytes", "view_plan"]
@@ -69,6 +70,7 @@ def view_plan(home: SiteHome, state: SiteState, short: str) -> PlanView:
     lines |= {
         "Own data": has,
         "Size": _size(plan),
+        "Scores": _scores(plan),
         "Policy": " ".join(broken) or "the plan keeps to this site's policy.toml",
         "Decision": _decision(seen),
     }
@@ -148,6 +150,14 @@ def _size(plan: RunPlan) -> str:
         f"{each} per round, {total} in all {plan.rounds} rounds, and as much comes in; rounds that are asked "
         f"again never make it more than {MOST_UPDATES_PER_ROUND} times that"
     )
+
+
+def _scores(plan: RunPlan) -> str:
+    """Say how often the site's validation studies are asked."""
+    if SELECTION_METRIC not in plan.metrics:
+        return "none leave: the plan asks for none"
+    most = most_answers(plan)
+    return f"of at most {most['update'] + most['validation']} models, each rounded to four digits"
 
 
 def _decision(seen: SeenPlan) -> str:

@@ -4,7 +4,7 @@
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from torch import nn
 
 from ucadi.cohorts.cohort import read_cohort
 from ucadi.config import SiteSettings
-from ucadi.errors import CohortError, ConfigError, FederationError, StoreError
+from ucadi.errors import CohortError, ConfigError, FederationError, StoreError, UcadiError
 from ucadi.federation.aggregation import PlaintextCipher, difference
+from ucadi.federation.evaluation import HIGH_METRIC, LOW_METRIC, STUDIES_METRIC
 from ucadi.federation.messages import GlobalModel, Readiness, Update, Validation
 from ucadi.federation.plans import RoundPlan, TrainingPlan
 from ucadi.federation.ports import Gate
@@ -28,7 +29,7 @@ from ucadi.models.parameters import load_parameters, parameters_of
 from ucadi.models.registry import build_network
 from ucadi.store.site_state import WORK
 from ucadi.types import FindingClass, Split
-from ucadi.workflows.fit import Samples, fit, score
+from ucadi.workflows.fit import Samples, fit, measure, score
 from ucadi.workflows.prepare import prepare_samples
 from ucadi.workflows.site_gate import SiteGate
 from ucadi.workflows.site_home import SiteHome
@@ -80,7 +81,12 @@ class LocalTrainer:
             FederationError: If the plan asks for more than the site allows (``site-declined``).
             CohortError: If there are no or too few studies for the task (``cohort-empty``).
         """
-        studies = self._check_limits(plan)
+        try:
+            studies = self._check_limits(plan)
+        except UcadiError as error:  # only its code leaves; the site's own people see the reason
+            declined = {"run": plan.run_id, "round": plan.round, "phase": f"declined: {error.detail}"}
+            self._tell(declined, is_last=True)
+            raise
         return Readiness(plan.run_id, plan.round, self._name, studies)
 
     def train(self, plan: RoundPlan, model: GlobalModel) -> Update:
@@ -170,8 +176,7 @@ class LocalTrainer:
             return {}
         if not self._may_report(SELECTION_METRIC, samples):
             return {}
-        value = score(network, samples)
-        return {} if value is None else {SELECTION_METRIC: value}
+        return _scores(network, samples, plan.run.metrics)
 
     def _may_report(self, metric: str, samples: Samples) -> bool:
         """Tell whether a metric speaks of enough studies of each class that enters it."""
@@ -217,6 +222,26 @@ class LocalTrainer:
                 self._gate.check(plan.run)
 
         return write
+
+
+def _scores(network: nn.Module, samples: Samples, asked: Collection[str]) -> dict[str, float]:
+    """Return the score and, where the plan asks, how sure it is; nothing when it is not defined.
+
+    Rounded: more digits tell people nothing and could tell of single studies.
+    """
+    scores: dict[str, float | None]
+    if {STUDIES_METRIC, LOW_METRIC, HIGH_METRIC}.isdisjoint(asked):
+        scores = {SELECTION_METRIC: score(network, samples)}
+    elif measured := measure(network, samples):
+        scores = {
+            SELECTION_METRIC: measured.value,
+            STUDIES_METRIC: measured.studies,
+            LOW_METRIC: measured.low,
+            HIGH_METRIC: measured.high,
+        }
+    else:
+        scores = {}
+    return {name: round(float(v), 4) for name, v in scores.items() if v is not None and name in asked}
 
 
 def _class_counts(samples: Samples) -> dict[str, int]:
