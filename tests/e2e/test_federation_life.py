@@ -1,14 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sites come and go while a run goes on: by the commands alone, in real processes over TLS."""
+"""Sites come and go, database and coordinator fall: by the commands alone, in real processes over TLS."""
 
+import signal
+import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from federation_by_commands import Federation, lines_of, until
+from postgres_server import PostgresServer
+from ucadi.config import RunSettings, SimulateConfig, SiteSettings, TrainingSettings
+from ucadi.workflows.federate import RunFolder, simulate
+from ucadi.workflows.site_runtime import build_site
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
+
+AWAY_S = 6.0
 
 
 @pytest.fixture
@@ -62,3 +71,70 @@ def test_a_site_joins_mid_run_another_leaves_and_returns_a_third_is_revoked(fede
     sites = {line.get("site") for line in happened}
     assert {"A", "B", "C", "D"} <= sites
     assert at.command("coordinator", "audit", "--verify", "--home", at.home)
+
+
+@pytest.fixture
+def on_postgres(tmp_path: Path, postgres_server: PostgresServer) -> Iterator[Federation]:
+    """A federation whose coordinator keeps everything in PostgreSQL."""
+    made = Federation(tmp_path, database=postgres_server.new_database())
+    yield made
+    made.stop()
+
+
+def test_on_postgresql_a_run_survives_the_database_and_the_coordinator(
+    on_postgres: Federation, postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    at, rounds = on_postgres, 12
+    at.serve()
+    for name in "AB":
+        at.admit(name)
+        at.start(name)
+    at.submit("kept", rounds=rounds, min_sites=2)
+    until(lambda: at.kept_rounds("kept") >= 2, 120)
+
+    postgres_server.stop()  # as if it crashed
+    try:
+        time.sleep(AWAY_S)
+        assert at.running["coordinator"].poll() is None
+    finally:
+        postgres_server.start()
+    before = at.kept_rounds("kept")
+    assert before < rounds, "the run ended before the database fell"
+    until(lambda: at.kept_rounds("kept") > before, 60)
+
+    at.end("coordinator", signal.SIGKILL)
+    assert at.kept_rounds("kept") < rounds, "the run ended before the coordinator fell"
+    at.serve()
+    until(lambda: at.ask("run", "show", "kept")["state"] == "completed", 150)
+
+    assert not (at.home / "state.sqlite").exists()
+    assert postgres_server.password not in (at.folder / "coordinator.out").read_text()
+    assert at.command("coordinator", "audit", "--verify", "--home", at.home)
+    run = at.home / "runs" / "kept"
+    alone = tmp_path / "alone"
+    simulated(at, run, alone, "AB")
+    for number in range(1, rounds + 1):
+        assert at.record("kept", number)["participants"] == ["A", "B"]
+        name = f"rounds/{number:04d}.safetensors"
+        assert (run / name).read_bytes() == (alone / name).read_bytes(), f"round {number} differs"
+    assert (run / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
+
+
+def simulated(at: Federation, run: Path, folder: Path, names: str) -> None:
+    """Run the same plan in this process, undisturbed."""
+    plan = RunFolder(run).plan
+    config = SimulateConfig(
+        config_version=1,
+        run=RunSettings(name=plan.run_id, rounds=plan.rounds, seed=plan.seed, min_sites=plan.min_sites),
+        training=TrainingSettings(**asdict(plan.training)),
+        sites={
+            name: SiteSettings(
+                cohort=at.folder / "cohorts" / name,
+                cache=at.folder / "cache" / name,
+                min_studies=1,
+                min_class_studies=1,
+            )
+            for name in names
+        },
+    )
+    simulate(config, folder, lambda name: build_site(name, config.sites[name]))

@@ -4,6 +4,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -210,6 +211,32 @@ def test_killed_coordinator_leaves_nothing_behind_and_goes_on_when_restarted(
     again = make_run(kits, rounds=1)
     do(federation, again)
     assert sorted(records(again)[0]["participants"]) == SITES
+
+
+def test_site_is_barred_and_let_in_again_while_the_coordinator_runs(
+    federation: FlareFederation, kits: Kits
+) -> None:
+    """Also after the coordinator's process was started again."""
+    server = federation.server
+    others = set(SITES) - {"site-2"}
+    server.bar({"site-2"})
+    assert until(lambda: server.connected() == others, 20)
+    assert not until(lambda: server.connected() != others, 8)  # it tries to come back
+    main_process(server).kill()
+    server.start()
+    assert until(lambda: connected(server) == others, 60)
+    server.bar({"site-2"})  # nothing has changed, so nothing is asked
+    assert server.connected() == others
+    server.bar(set())
+    assert until(lambda: server.connected() == set(SITES), 30)
+    assert bar_answers(kits) == ["Client site-2 disabled", "Client site-2 enabled"]
+    run = make_run(kits, rounds=1)
+    do(federation, run)
+    assert sorted(records(run)[0]["participants"]) == SITES
+
+
+def bar_answers(kits: Kits) -> list[str]:
+    return re.findall(r"Client site-2 (?:dis|en)abled(?=\.)", engine_log(kits.coordinator))
 
 
 def main_process(part: KitProcess) -> psutil.Process:

@@ -70,6 +70,7 @@ class Sites:
 
     def __init__(self, network: Network) -> None:
         self.seconds: dict[str, float] = {}
+        self.extra = 0
         self.asked: list[tuple[str, bytes]] = []
         self.receptions = {}
         for name in ("a", "b", "c"):
@@ -81,7 +82,7 @@ class Sites:
         def answer(body: bytes | memoryview) -> bytes:
             self.asked.append((name, bytes(body)))
             time.sleep(self.seconds.get(name, 0.0))
-            return name.encode() + bytes(body)
+            return name.encode() + bytes(body) + bytes(self.extra)
 
         return answer, lambda code: f"{name} refuses: {code}".encode()
 
@@ -106,8 +107,11 @@ def network() -> Network:
 
 
 @pytest.fixture
-def sites(network: Network) -> Sites:
-    return Sites(network)
+def sites(network: Network) -> Iterator[Sites]:
+    made = Sites(network)
+    yield made
+    for reception in made.receptions.values():
+        reception.close()  # or its threads would fetch forever, and the tests never end
 
 
 @pytest.fixture
@@ -290,3 +294,103 @@ def test_flood_of_calls_is_bounded_at_the_site(network: Network, sites: Sites) -
 def test_nonsense_is_answered_with_nothing(network: Network, sites: Sites, topic: str, note: dict) -> None:
     sites.open("a")
     assert network.carry(COORDINATOR, "a.job", topic, note) == ({}, b"")
+
+
+def test_call_without_a_name_is_answered_and_so_are_the_next_ones(network: Network, sites: Sites) -> None:
+    sites.open("a")
+    for number in ("", "2"):
+        note = {"id": number, "size": 1 << 60, "sha256": "0" * 64}
+        network.carry(COORDINATOR, "a.job", "call", note)
+    time.sleep(0.1)
+    (states, _) = network.carry(COORDINATOR, "a.job", "look", {"open": ["", "2"], "drop": []})
+    assert [states[number]["size"] > 0 for number in ("", "2")] == [True, True]
+
+
+def test_replies_that_nobody_drops_do_not_pile_up(network: Network, sites: Sites) -> None:
+    sites.open("a")
+    numbers = [str(number) for number in range(10)]
+    for number in numbers:
+        network.carry(COORDINATOR, "a.job", "call", {"id": number, "size": 1 << 60, "sha256": "0" * 64})
+    time.sleep(0.1)
+    (states, _) = network.carry(COORDINATOR, "a.job", "look", {"open": numbers, "drop": []})
+    assert list(states) == numbers[-4:]
+
+
+# -- broken sites -----------------------------------------------------------------------------------------
+
+
+def announce(network: Network, site: str, size: int, give: Callable[[int], bytes]) -> None:
+    """A site that has a reply of a size to whatever it is asked, and hands over what it likes."""
+
+    def look(sender: str, note: dict[str, Any]) -> Any:
+        return {number: {"size": size, "sha256": "0" * 64} for number in note["open"]}, b""
+
+    allowed = {COORDINATOR}
+    network.handlers[f"{site}.job", "look"] = (look, allowed)
+    network.handlers[f"{site}.job", "piece"] = (lambda _, note: ({}, give(note["index"])), allowed)
+
+
+@pytest.mark.parametrize("size", [4 << 30, (1 << 20) + 3])
+def test_reply_that_is_far_larger_than_its_message_is_refused_before_it_is_fetched(
+    coordinator: FlareTransport, network: Network, sites: Sites, size: int
+) -> None:
+    sites.open("a", "b")
+    announce(network, "c", size, lambda index: pytest.fail("asked"))
+    coordinator.send(exchange(b"x", deadline_s=1000.0))
+    assert bodies(all_answers(coordinator)) == {"a": b"ax", "b": b"bx", "c": "message-too-large"}
+
+
+def test_reply_of_twice_its_message_and_a_bit_arrives(coordinator: FlareTransport, sites: Sites) -> None:
+    sites.open("a")
+    body = bytes(3 * PIECE)
+    sites.extra = len(body) + (1 << 20) - 1
+    coordinator.send(exchange(body, "a"))
+    (answer,) = all_answers(coordinator).values()
+    assert len(answer.body or b"") == 2 * len(body) + (1 << 20)
+
+
+@pytest.mark.parametrize("size", [10, 3 * PIECE], ids=["small", "large"])
+def test_site_that_announces_a_reply_and_drips_it_is_late(
+    coordinator: FlareTransport, network: Network, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(transport, "_GRACE_S", 0.2)
+    monkeypatch.setattr(transport, "_SLOWEST", 1e9)
+    monkeypatch.setattr(transport, "_PIECE_S", 100.0)
+    announce(network, "a", size, lambda index: b"")
+    begin = time.monotonic()
+    coordinator.send(exchange(bytes(size), "a", deadline_s=0.5))
+    assert bodies(all_answers(coordinator)) == {"a": "site-late"}
+    assert 0.5 < time.monotonic() - begin < 2
+
+
+def test_site_that_gives_signs_of_life_but_no_pieces_is_lost_long_before_its_deadline(
+    coordinator: FlareTransport, network: Network
+) -> None:
+    announce(network, "a", 3 * PIECE, lambda index: b"")
+    coordinator.send(exchange(bytes(3 * PIECE), "a", deadline_s=1000.0))
+    assert bodies(all_answers(coordinator)) == {"a": "site-lost"}
+
+
+def test_small_replies_pass_while_broken_sites_hold_the_room_of_large_ones(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "_PIECE_S", 100.0)
+    broken = ("x", "y", "z")
+    for site in broken:
+        announce(network, site, 3 * PIECE, lambda index: b"")
+    sites = Sites(network)
+    sites.open("a")
+    addresses = {name: f"{name}.job" for name in ("a", *broken)}
+    made = FlareTransport(NetworkLine(network, COORDINATOR), addresses, tmp_path, lambda: False)
+    try:
+        made.send(exchange(bytes(3 * PIECE), "xyz", deadline_s=1000.0))
+        time.sleep(0.3)
+        begin = time.monotonic()
+        made.send(exchange(b"!", "a"))
+        answer = made.receive()
+        assert answer is not None
+        assert bytes(answer.body or b"") == b"a!"
+        assert time.monotonic() - begin < 1
+    finally:
+        made.close()
+        sites.receptions["a"].close()

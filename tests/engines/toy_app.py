@@ -16,12 +16,13 @@ import numpy as np
 from ucadi.engines.flare.app import FlareController, FlareSite
 from ucadi.errors import DataError
 from ucadi.federation.aggregation import PlaintextCipher
+from ucadi.federation.buffered import BufferedCoordinator
 from ucadi.federation.coordinator import Checkpoint, Coordinator
 from ucadi.federation.messages import GlobalModel, Readiness, Update, Validation
-from ucadi.federation.plans import RoundPlan, RunPlan, TrainingPlan
+from ucadi.federation.plans import Aggregation, RoundPlan, RunPlan, TrainingPlan
 from ucadi.federation.ports import Transport, Wish
 from ucadi.federation.records import RoundRecord
-from ucadi.federation.rounds import run_rounds
+from ucadi.federation.rounds import run_buffered, run_rounds
 from ucadi.federation.site import MemoryOutbox, OpenGate, Site
 from ucadi.tensors import pack
 from ucadi.types import Task
@@ -78,6 +79,8 @@ def toy_plan(folder: Path) -> tuple[RunPlan, GlobalModel]:
         min_sites=raw.get("min_sites", 2),
         ready_deadline_s=raw.get("ready_deadline_s", 30.0),
         train_deadline_s=raw.get("deadline_s", 60.0),
+        aggregation=Aggregation.BUFFERED if "buffer_size" in raw else Aggregation.SYNCHRONOUS,
+        buffer_size=raw.get("buffer_size", 0),
     )
     return plan, toy_model(raw.get("size", 1000))
 
@@ -118,8 +121,14 @@ class ToyController(FlareController):
         plan, model = toy_plan(folder)
         desk = ToyDesk(folder, plan.sites)
         desk.tell("started")
-        coordinator = Coordinator(plan, Checkpoint.at_start(model), PlaintextCipher(), desk.tell)
-        run_rounds(coordinator, transport, desk)
+        start, cipher = Checkpoint.at_start(model), PlaintextCipher()
+        coordinator: Coordinator | BufferedCoordinator
+        if plan.aggregation is Aggregation.BUFFERED:
+            coordinator = BufferedCoordinator(plan, start, cipher, desk.tell)
+            run_buffered(coordinator, transport, desk)
+        else:
+            coordinator = Coordinator(plan, start, cipher, desk.tell)
+            run_rounds(coordinator, transport, desk)
         outcome = {"records": [vars(record) for record in coordinator.records]}
         partial = folder / "outcome.part"
         partial.write_text(json.dumps(outcome, default=dict))

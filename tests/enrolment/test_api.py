@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import requests
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from coordinator_hub import Hub
 from ucadi.crypto.identity import Identity
@@ -28,6 +28,8 @@ from ucadi.workflows.join import api_client, join, read_membership
 from ucadi.workflows.site_home import SiteHome
 
 pytestmark = pytest.mark.slow
+
+STRANGER = {f"x-ucadi-{name}": "1" for name in ("site", "time", "nonce", "signature")}
 
 
 @pytest.fixture
@@ -198,6 +200,32 @@ def test_a_body_beyond_the_limit_is_refused_whatever_length_it_states(hub: Hub, 
             verify=str(hub.home.keys / "authority.crt"),
         )
     assert (answer.status_code, answer.json()["code"]) == (413, "request-too-large")
+
+
+@pytest.mark.parametrize("path", ["/v1/application", "/v1/leave"])
+def test_a_strangers_body_is_not_collected_beyond_what_a_document_needs(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Ten pieces of 64 KiB: the second is too much, and nothing reads the body as a whole."""
+    collected: list[int] = []
+    original = Request.body
+
+    async def body(self: Request) -> bytes:
+        taken = await original(self)
+        collected.append(len(taken))
+        return taken
+
+    monkeypatch.setattr(Request, "body", body)
+    for pieces in (iter([b"x" * 65_536] * 10), b"x" * 70_000):
+        with requests.Session() as session:
+            answer = session.post(
+                f"https://127.0.0.1:{hub.home.settings.api_port}{path}",
+                data=pieces,
+                headers=STRANGER,
+                verify=str(hub.home.keys / "authority.crt"),
+            )
+        assert (answer.status_code, answer.json()["code"]) == (413, "request-too-large")
+    assert collected == []
 
 
 def test_plain_http_and_old_tls_get_nothing(hub: Hub) -> None:

@@ -277,7 +277,11 @@ def test_a_member_does_not_join_again(hub: Hub, site: SiteHome) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["coordinator", "study", "a b", "../x", "", "é", "x" * 64, "driver@ucadi.local"]
+    "name",
+    [
+        *("coordinator", "study", "a b", "../x", "", "é", "x" * 64, "driver@ucadi.local"),
+        *("server", "Server", "client", "ADMIN", "driver", "relay", "Coordinator"),
+    ],
 )
 def test_names_that_cannot_be_a_sites_are_not_invited(hub: Hub, name: str) -> None:
     assert refused(lambda: hub.invite(name)) == "member-state"

@@ -32,6 +32,9 @@ _MOST_DROPPED_BYTES = 64 * 2**20
 _MAX_DOCUMENT_BYTES = 64 * 1024
 """Largest JSON document that enrolment reads."""
 
+_SMALL = {"/v1/application": _MAX_DOCUMENT_BYTES, "/v1/leave": _MAX_DOCUMENT_BYTES}
+"""Largest request by path, where it is not `MAX_BODY_BYTES`: an application comes from anybody."""
+
 _STATUS = {
     "clock-skewed": 401,
     "invitation-expired": 410,
@@ -105,7 +108,7 @@ def make_api(registrar: Registrar, routers: Sequence[APIRouter] = ()) -> FastAPI
     """
     api = FastAPI(title="ucadi coordinator", docs_url=None, redoc_url=None, openapi_url=None)
     api.state.registrar = registrar
-    api.add_middleware(_BodyLimit, limit=MAX_BODY_BYTES)
+    api.add_middleware(_BodyLimit)
     api.add_exception_handler(UcadiError, _say_error)
     api.add_exception_handler(HTTPException, _say_http_error)
     api.add_exception_handler(404, _say_http_error)
@@ -204,9 +207,8 @@ class _TooLargeError(Exception):
 class _BodyLimit:
     """Ends requests whose body grows beyond the limit, whatever length they state."""
 
-    def __init__(self, app: Callable[[_Scope, _Receive, _Send], Awaitable[None]], limit: int) -> None:
+    def __init__(self, app: Callable[[_Scope, _Receive, _Send], Awaitable[None]]) -> None:
         self._app = app
-        self._limit = limit
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         """Pass a request on, counting."""
@@ -214,12 +216,13 @@ class _BodyLimit:
             await self._app(scope, receive, send)
             return
         taken, has_started = 0, False
+        limit = _SMALL.get(scope["path"], MAX_BODY_BYTES)
 
         async def count() -> _Message:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > self._limit:
+            if taken > limit:
                 raise _TooLargeError(bool(message.get("more_body", False)))
             return message
 

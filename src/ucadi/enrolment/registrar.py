@@ -28,6 +28,9 @@ __all__ = ["APPLICATION_PURPOSE", "Registrar"]
 APPLICATION_PURPOSE = "application"
 
 _FIELDS = {"invitation", "secret", "site", "organization", "identity", "request", "version", "signature"}
+_RESERVED = {"server", "client", "admin", "driver", "relay", "coordinator"}
+"""What others in a federation are called: a certificate in such a name could be taken for theirs."""
+
 _LONGEST = 200
 _LONGEST_REQUEST = 16 * 1024
 
@@ -63,12 +66,12 @@ class Registrar:
             FederationError: ``member-state`` if the site is in the federation already, or its name cannot
                 be used.
         """
-        taken = {self.federation.coordinator.lower(), self.federation.name.lower()}
+        taken = _RESERVED | {self.federation.coordinator.lower(), self.federation.name.lower()}
         if not SITE_NAME.fullmatch(site) or site.lower() in taken:
             raise FederationError(
                 "member-state",
                 f"A site cannot be called {site!r:.80}.",
-                cure="Take up to 63 letters, digits, '-' and '_', other than the coordinator's name.",
+                cure="Take up to 63 letters, digits, '-' and '_', other than the federation's own names.",
             )
         invitation, document = new_invitation(self.federation, site, days, self._identity)
         expires = float(invitation.expires)

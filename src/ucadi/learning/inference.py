@@ -14,9 +14,11 @@ from ucadi.learning.samples import ClassifierSamples, SegmentationSamples
 
 __all__ = [
     "class_probabilities",
+    "lesion_dices",
     "lesion_probabilities",
     "mean_dice",
     "score_classifier",
+    "study_probabilities",
 ]
 
 
@@ -34,10 +36,14 @@ def class_probabilities(
     return probabilities
 
 
+def study_probabilities(network: nn.Module, samples: ClassifierSamples) -> Float[np.ndarray, "n classes"]:
+    """Return each study's class probabilities, averaged over draws (Xu et al. 2020, inference)."""
+    return np.stack([class_probabilities(network, samples, study).mean(0) for study in range(len(samples))])
+
+
 def score_classifier(network: nn.Module, samples: ClassifierSamples) -> float | None:
-    """Return the macro AUC over studies, probabilities averaged over draws (Xu et al. 2020, inference)."""
-    means = [class_probabilities(network, samples, study).mean(0) for study in range(len(samples))]
-    return macro_auc(np.stack(means), samples.labels)
+    """Return the macro AUC over studies."""
+    return macro_auc(study_probabilities(network, samples), samples.labels)
 
 
 def lesion_probabilities(
@@ -62,12 +68,18 @@ def lesion_probabilities(
     return blend_windows(window, preset.window, preset.overlap, predict)
 
 
-def mean_dice(network: nn.Module, samples: SegmentationSamples) -> float | None:
-    """Return the mean Dice over the studies that have a lesion, on the network's grid; None without any."""
+def lesion_dices(network: nn.Module, samples: SegmentationSamples) -> list[float]:
+    """Return the Dice of each study that has a lesion, on the network's grid."""
     values = []
     for study in range(len(samples)):
         truth = samples.lesion_masks[study]
         if truth.any():
             probabilities = lesion_probabilities(network, samples.window(study), samples.preset)
             values.append(dice(probabilities > 0.5, truth))
+    return values
+
+
+def mean_dice(network: nn.Module, samples: SegmentationSamples) -> float | None:
+    """Return the mean Dice over the studies that have a lesion; None without any."""
+    values = lesion_dices(network, samples)
     return sum(values) / len(values) if values else None

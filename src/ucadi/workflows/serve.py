@@ -161,6 +161,7 @@ class Driver:
         if time.monotonic() < self._look_at:
             return True
         try:
+            self._server.bar(self._members.barred())
             connected = frozenset(self._server.connected()) & self._members.approved()
         except UnreachableError:  # it has just started, or ends; a dead process is noticed in the next turn
             if time.monotonic() - self._heard_at > _SILENT_S:

@@ -121,6 +121,7 @@ approve = "ask"
 tasks = ["classifier", "segmentation"]
 networks = ["densenet3d", "unet3d"]
 presets = ["paper", "compact"]
+# "validation_studies", "validation_low" and "validation_high" say how sure a score is.
 metrics = ["loss", "validation"]
 
 # true: no plan in which the coordinator can read this site's updates.

@@ -41,6 +41,7 @@ __all__ = [
     "Papers",
     "Role",
     "bar_sites",
+    "barred_sites",
     "check_kit",
     "check_path",
     "make_coordinator_kit",
@@ -53,6 +54,7 @@ _CARD = "kit.json"
 _SETTINGS = "local/ucadi.toml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _BARRED = "disabled_clients.json"  # FLARE's name, read when its coordinator starts
+_BARRED_KEY = "disabled_clients"
 _AUTHORITY_DAYS = 3650
 
 
@@ -204,7 +206,8 @@ def make_kits(
 def bar_sites(folder: Path, sites: Collection[str]) -> None:
     """Let a coordinator refuse sites by name, though their certificates are still valid.
 
-    A running coordinator is told by the driver as well; this is what it reads when it starts again.
+    The coordinator reads it when it starts. While it runs, `FlareServer.bar` tells it, and it writes the
+    same file by itself.
 
     Args:
         folder: The coordinator's kit.
@@ -212,8 +215,25 @@ def bar_sites(folder: Path, sites: Collection[str]) -> None:
     """
     draft = folder / f"{_BARRED}.new"
     draft.touch(mode=0o600)
-    draft.write_text(json.dumps({"disabled_clients": sorted(sites)}), encoding="utf-8")
+    draft.write_text(json.dumps({_BARRED_KEY: sorted(sites)}), encoding="utf-8")
     draft.replace(folder / _BARRED)
+
+
+def barred_sites(folder: Path) -> frozenset[str]:
+    """Return whom a coordinator refuses when it starts from its kit.
+
+    Args:
+        folder: The coordinator's kit.
+
+    Raises:
+        EngineError: ``engine-failed`` if the list is damaged; the coordinator would not start from it.
+    """
+    try:
+        return frozenset(map(str, json.loads((folder / _BARRED).read_text(encoding="utf-8"))[_BARRED_KEY]))
+    except FileNotFoundError:
+        return frozenset()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EngineError("engine-failed", f"The list {folder / _BARRED} cannot be read.") from error
 
 
 def check_path(folder: Path) -> None:

@@ -60,8 +60,12 @@ class Label:
         return min(PIECE, self.size - index * PIECE)
 
 
-def read_label(note: Mapping[str, Any]) -> Label:
+def read_label(note: Mapping[str, Any], most: int = LARGEST_MESSAGE) -> Label:
     """Return the label that a note carries.
+
+    Args:
+        note: What was announced.
+        most: Bytes beyond which the message is refused.
 
     Raises:
         EngineError: ``message-too-large`` or ``message-invalid``.
@@ -69,8 +73,8 @@ def read_label(note: Mapping[str, Any]) -> Label:
     size, digest = note.get("size"), note.get("sha256")
     if type(size) is not int or size < 0 or not isinstance(digest, str) or len(digest) != 64:
         raise EngineError("message-invalid", f"A message of size {size!r:.40} is announced.")
-    if size > LARGEST_MESSAGE:
-        raise EngineError("message-too-large", f"{size} bytes are announced, {LARGEST_MESSAGE} are allowed.")
+    if size > most:
+        raise EngineError("message-too-large", f"{size} bytes are announced, {most} are allowed.")
     return Label(size, digest)
 
 
@@ -108,7 +112,7 @@ def fetch(
     Args:
         label: What was announced.
         ask: Returns one piece by its index, or None when it did not come; called from several threads.
-        goes_on: Tells whether to try on; asked after each failure.
+        goes_on: Tells whether to try on; asked before each piece.
         spool: Folder on disk for large messages; None keeps everything in memory.
 
     Raises:
@@ -120,12 +124,13 @@ def fetch(
 
     def take(index: int) -> None:
         while not is_lost.is_set():
+            if not goes_on():
+                is_lost.set()
+                return
             piece = ask(index)
             if piece is not None and len(piece) == label.size_of(index):
                 basket.put(index * PIECE, piece)
                 return
-            if not goes_on():
-                is_lost.set()
             time.sleep(_RETRY_S)
 
     if label.num_pieces == 1:

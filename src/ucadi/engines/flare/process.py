@@ -29,9 +29,9 @@ from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from ucadi.engines.flare.guard import JOB_NAME
 from ucadi.engines.flare.job import write_job
-from ucadi.engines.flare.kit import ADMIN, KitCard, check_kit
+from ucadi.engines.flare.kit import ADMIN, KitCard, barred_sites, check_kit
 from ucadi.errors import EngineError, NotAuthorizedError, UnreachableError
-from ucadi.logs import event, get_logger
+from ucadi.logs import event, get_logger, rotate
 
 __all__ = ["FlareClient", "FlareServer", "Job", "KitProcess", "check_port", "end_all", "free_port"]
 
@@ -70,6 +70,7 @@ class KitProcess:
             self.forget()
         self._end_leftovers()
         self.clear_stale_jobs()
+        rotate(self.kit / "logs" / "engine.log")
         with (self.kit / "logs" / "engine.log").open("ab") as log:
             self._process = subprocess.Popen(
                 self.command(),
@@ -179,6 +180,7 @@ class FlareServer(KitProcess):
         self._session: Session | None = None
         self._port = 0
         self._jobs: list[Job] = []
+        self._barred: frozenset[str] = frozenset()
 
     def start(self) -> KitCard:
         """Start listening. Sites that were connected come back by themselves.
@@ -188,6 +190,7 @@ class FlareServer(KitProcess):
         """
         self._end_leftovers()
         check_port(check_kit(self.kit).port)
+        self._barred = barred_sites(self.kit)
         card = super().start()
         self._port = card.port
         self._jobs = []
@@ -211,6 +214,22 @@ class FlareServer(KitProcess):
         with self._session_or_error() as session:
             clients = session.check_status("server").get("clients", [])
         return {str(client["client_name"]) for client in clients}
+
+    def bar(self, names: Collection[str]) -> None:
+        """Refuse exactly these sites from now on; whoever is among them and connected is let go.
+
+        The engine keeps the list for its next start. It is asked only about what has changed, so this may
+        be called as often as one likes.
+
+        Raises:
+            UnreachableError: While it starts, or when it has ended; ask again later.
+        """
+        wanted = frozenset(names)
+        for site in sorted(wanted ^ self._barred):
+            with self._session_or_error() as session:
+                (session.disable_client if site in wanted else session.enable_client)(site)
+            self._barred ^= {site}
+            event(_LOG, "site barred" if site in wanted else "site let in again", site=site)
 
     def submit(self, run_id: str, sites: Collection[str]) -> Job:
         """Start a job of a run for exactly these sites.
@@ -258,7 +277,7 @@ class FlareServer(KitProcess):
                 self._session = self._open_session()
             yield self._session
         except (AuthorizationError, InvalidJobDefinition) as error:
-            raise EngineError("engine-failed", f"The engine refused the job: {error}.") from error
+            raise EngineError("engine-failed", f"The engine refused: {error}.") from error
         except AuthenticationError as error:
             self._close_session()
             raise NotAuthorizedError(

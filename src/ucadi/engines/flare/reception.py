@@ -19,6 +19,10 @@ _LOG = get_logger("engines.flare")
 _MOST_CALLS = 16
 """Calls that may wait; an honest coordinator has one or two."""
 
+_MOST_REPLIES = 4
+"""Replies that are kept for the coordinator; it drops them, unless it has died. Asked again for one that
+is gone, the site answers again."""
+
 _PIECE_S = 60.0
 
 
@@ -59,7 +63,7 @@ class Reception:
         self._answer = answer
         self._refuse = refuse
         self._calls: dict[str, _Call] = {}
-        self._waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._is_closed = threading.Event()
 
     def open(self, prepare: Callable[[], None]) -> None:
@@ -77,7 +81,7 @@ class Reception:
         """Stop after what is being done."""
         self._is_closed.set()
         self._calls.clear()
-        self._waiting.put("")
+        self._waiting.put(None)
 
     def _look(self, sender: str, note: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         """Tell what has become of the calls that the coordinator names; drop those that it is done with."""
@@ -114,14 +118,21 @@ class Reception:
     def _work(self, prepare: Callable[[], None]) -> None:
         """Answer calls until closed."""
         prepare()
-        while number := self._waiting.get():
+        while (number := self._waiting.get()) is not None:
             call = self._calls.get(number)
             if call is None:
                 continue  # dropped while it waited
             body = self._reply_to(number, call)
             if body is not None:
                 call.reply = Parcel(body)
+                self._let_go_of_old_replies()
                 self._line.tell(self._coordinator, "hint")
+
+    def _let_go_of_old_replies(self) -> None:
+        """Keep the latest few."""
+        replied = [number for number, call in list(self._calls.items()) if call.reply]
+        for number in replied[:-_MOST_REPLIES]:
+            self._calls.pop(number, None)
 
     def _reply_to(self, number: str, call: _Call) -> bytes | bytearray | None:
         """Fetch a call and answer it; None when the coordinator dropped it meanwhile."""

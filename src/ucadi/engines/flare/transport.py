@@ -5,6 +5,7 @@ A site is told what there is to fetch, and asked every few seconds what has beco
 be repeated at any time. A site that gives no sign of life for `LOST_S` is lost, whatever the deadline.
 """
 
+import math
 import queue
 import secrets
 import threading
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ucadi.engines.flare.line import Line
-from ucadi.engines.flare.parcels import Parcel, fetch, read_label
+from ucadi.engines.flare.parcels import LARGEST_MESSAGE, Label, Parcel, fetch, read_label
 from ucadi.errors import EngineError
 from ucadi.federation.ports import Answer, Exchange
 from ucadi.logs import event, get_logger
@@ -38,10 +39,17 @@ _SITES_PER_S = 200
 
 _ANSWER_S = 5.0
 _PIECE_S = 60.0
-_FETCHES = 3
-"""Replies that are fetched or wait at the same time; large ones are on disk meanwhile."""
+_SMALL_REPLY = 1 << 20
+"""Bytes up to which a reply is small: it does not wait for the large ones."""
 
-_LONGEST_FETCH_S = 3600.0
+_SMALL_FETCHES = 16
+_FETCHES = 3
+"""Large replies that are fetched or wait at the same time; they are on disk meanwhile."""
+
+_GRACE_S = 10.0
+_SLOWEST = 50_000
+"""Bytes per second: a reply that comes more slowly than this may be late, though it was announced in time."""
+
 _POLL_S = 0.2
 
 
@@ -52,7 +60,8 @@ class _Letter:
     Attributes:
         id: Of the message, the same for all its sites.
         site: To whom.
-        until: When the site's time is over, as a monotonic time in seconds.
+        until: When the site's time is over, as a monotonic time in seconds; never while a reply waits for
+            its turn to be fetched, which is not the site's fault.
         is_done: The site has a reply, and it is being fetched.
     """
 
@@ -94,6 +103,7 @@ class FlareTransport:
         self._wake = threading.Event()
         self._is_closed = False
         self._fetcher = ThreadPoolExecutor(_FETCHES, "fetch")
+        self._small_fetcher = ThreadPoolExecutor(_SMALL_FETCHES, "fetch-small")
         line.listen("piece", self._give_piece, self._names)
         line.listen("hint", self._take_hint, self._names)
         for work in (self._look_often, self._look_at_silent, self._follow_hints):
@@ -131,7 +141,7 @@ class FlareTransport:
                 answer = self._answers.get(timeout=_POLL_S)
             except queue.Empty:
                 continue
-            self._is_holding = answer.body is not None
+            self._is_holding = _has_room(answer)
             return answer
 
     def abandon(self) -> None:
@@ -140,7 +150,7 @@ class FlareTransport:
             for letter in list(self._letters):
                 self._close(letter)
             while not self._answers.empty():
-                if self._answers.get().body is not None:
+                if _has_room(self._answers.get()):
                     self._room.release()
         self._let_go()
 
@@ -150,7 +160,8 @@ class FlareTransport:
         self._is_closed = True
         self._wake.set()
         self._hints.put("")
-        self._fetcher.shutdown(wait=False, cancel_futures=True)
+        for fetcher in (self._fetcher, self._small_fetcher):
+            fetcher.shutdown(wait=False, cancel_futures=True)
 
     def _let_go(self) -> None:
         """The caller is through with the last body."""
@@ -245,9 +256,28 @@ class FlareTransport:
                 if state is None:
                     unknown = {"id": letter.id, **self._parcels[letter.id].note}
                 elif isinstance(state, dict):
-                    letter.is_done = True
-                    self._fetcher.submit(self._fetch, letter, state)
+                    self._begin_fetch(letter, state)
         return unknown
+
+    def _begin_fetch(self, letter: _Letter, state: Mapping[str, Any]) -> None:
+        """Fetch a reply if it can be one, each kind in its own threads; the lock is held.
+
+        An update is about as large as the model that it answers, everything else is small.
+        """
+        most = min(LARGEST_MESSAGE, 2 * self._parcels[letter.id].label.size + _SMALL_REPLY)
+        try:
+            label = read_label(state, most)
+        except EngineError as error:
+            event(_LOG, "reply refused", site=letter.site, code=error.code, detail=error.detail)
+            self._close(letter, Answer(letter.site, None, error.code))
+            return
+        letter.is_done = True
+        if label.size > _SMALL_REPLY:
+            deadline, letter.until = letter.until, math.inf
+            self._fetcher.submit(self._fetch_large, letter, label, deadline)
+        else:
+            letter.until += _GRACE_S
+            self._small_fetcher.submit(self._fetch, letter, label)
 
     def _forget_drops(self, site: str, numbers: Collection[str]) -> None:
         """The site has dropped these messages."""
@@ -260,8 +290,10 @@ class FlareTransport:
         """End letters whose site had its time."""
         now = time.monotonic()
         with self._lock:
-            for letter in [x for x in self._letters if now > x.until and not x.is_done]:
-                self._close(letter, Answer(letter.site, None, "site-late"))
+            for letter in [x for x in self._letters if now > x.until]:
+                # A process that never came up is no straggler: only another job brings the site back.
+                reason = "site-late" if letter.site in self._seen else "site-lost"
+                self._close(letter, Answer(letter.site, None, reason))
 
     def _lose(self, site: str) -> None:
         """End all letters to a site of which nothing is heard."""
@@ -285,27 +317,34 @@ class FlareTransport:
 
     # -- fetching -----------------------------------------------------------------------------------------
 
-    def _fetch(self, letter: _Letter, state: Mapping[str, Any]) -> None:
-        """Fetch a reply."""
+    def _fetch_large(self, letter: _Letter, label: Label, deadline: float) -> None:
+        """Fetch a large reply when there is room."""
         while not self._room.acquire(timeout=_POLL_S):
             if letter not in self._letters:
                 return
-        until = time.monotonic() + _LONGEST_FETCH_S
+        letter.until = max(deadline, time.monotonic()) + _GRACE_S + label.size / _SLOWEST
+        self._fetch(letter, label)
+
+    def _fetch(self, letter: _Letter, label: Label) -> None:
+        """Fetch a reply."""
         address = self._addresses[letter.site]
+        last = time.monotonic()
 
         def ask(index: int) -> bytes | None:
+            nonlocal last
             answer = self._line.ask(address, "piece", {"id": letter.id, "index": index}, _PIECE_S)
             if answer is None:
                 return None
             self._hear(letter.site)
+            if answer[1]:
+                last = time.monotonic()
             return answer[1]
 
         def goes_on() -> bool:
-            is_silent = time.monotonic() - self._heard[letter.site] > _PIECE_S + LOST_S
-            return letter in self._letters and time.monotonic() < until and not is_silent
+            return letter in self._letters and time.monotonic() - last < _PIECE_S + LOST_S
 
         try:
-            answer = Answer(letter.site, fetch(read_label(state), ask, goes_on, self._spool))
+            answer = Answer(letter.site, fetch(label, ask, goes_on, self._spool))
         except EngineError as error:
             event(_LOG, "reply not fetched", site=letter.site, code=error.code, detail=error.detail)
             reason = "site-lost" if error.code == "interrupted" else error.code
@@ -314,6 +353,11 @@ class FlareTransport:
             _LOG.exception("reply not fetched")
             answer = Answer(letter.site, None, "site-lost")
         with self._lock:
-            if letter not in self._letters or answer.body is None:
+            if label.size > _SMALL_REPLY and (letter not in self._letters or answer.body is None):
                 self._room.release()
             self._close(letter, answer)
+
+
+def _has_room(answer: Answer) -> bool:
+    """Tell whether an answer takes one of the places of large ones."""
+    return answer.body is not None and len(answer.body) > _SMALL_REPLY
