@@ -281,7 +281,7 @@ class Policy(Settings):
     """Whether updates must be hidden from the coordinator."""
     min_sites: Annotated[int, Field(ge=1, le=100_000)] = 2
     """Fewest sites per round."""
-    min_patients: Annotated[int, Field(ge=1)] = 10
+    min_patients: Annotated[int, Field(ge=0)] = 10
     """Fewest patients of this site among its training studies."""
     max_rounds: Annotated[int, Field(ge=1, le=10_000)] = 1000
     """Most rounds of a run."""

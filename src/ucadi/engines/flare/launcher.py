@@ -22,14 +22,13 @@ from nvflare.utils.job_launcher_utils import (
 __all__ = ["CoordinatorLauncher", "SiteLauncher"]
 
 _RETURN_CODES = {0: JobReturnCode.SUCCESS, 9: JobReturnCode.ABORTED}
-_SPARE_AFTER_S = 20.0
-"""How long after the start of a job the next process is made ready: not while everything starts."""
 
 
 class _Launcher(JobLauncherSpec):  # type: ignore[misc]  # nvflare ships no types
-    """Keeps one process ready, so that a job starts without waiting for imports.
+    """Keeps one process ready between jobs, so that a job starts without waiting for imports.
 
-    The process ends with this one. No folder of a job gets onto its import path.
+    While a job runs there is none, since its imports take memory. The process ends with this one. No folder
+    of a job gets onto its import path.
 
     Args:
         app_class: Full name of the class that jobs build here.
@@ -64,13 +63,16 @@ class _Launcher(JobLauncherSpec):  # type: ignore[misc]  # nvflare ships no type
         with self._lock:
             process, self._spare = self._spare, None
         try:
-            handle = _Handle(_hand(process or self._start(), order), self.FAILURE)
+            busy = _hand(process or self._start(), order)
         except OSError:  # the ready process was killed
-            handle = _Handle(_hand(self._start(), order), self.FAILURE)
-        timer = threading.Timer(_SPARE_AFTER_S, self._make_spare)
-        timer.daemon = True
-        timer.start()
-        return handle
+            busy = _hand(self._start(), order)
+        threading.Thread(target=self._follow, args=[busy], daemon=True).start()
+        return _Handle(busy, self.FAILURE)
+
+    def _follow(self, busy: subprocess.Popen[bytes]) -> None:
+        """Make the next process ready when a job's has ended."""
+        busy.wait()
+        self._make_spare()
 
     def _make_spare(self) -> None:
         """Start the next process."""
