@@ -15,8 +15,8 @@ install: $(VENV)/.runtime ## The `ucadi` command, in .venv/bin
 demo: $(VENV)/.runtime ## Three hospitals train together, a CT is read (about 7 minutes)
 	@$(BIN)/ucadi demo -o $(OUT) --force
 
-test: $(VENV)/.dev ## Fast tests (about 3 minutes)
-	@echo "Fast tests: about 3 minutes on two cores."
+test: $(VENV)/.dev ## Fast tests (about 5 minutes)
+	@echo "Fast tests: about 5 minutes on two cores."
 	@$(BIN)/pytest -q -n 2 --dist worksteal
 
 check: $(VENV)/.dev ## The gate: format, lint, types, fast tests
@@ -25,8 +25,8 @@ check: $(VENV)/.dev ## The gate: format, lint, types, fast tests
 	@$(BIN)/mypy
 	@$(MAKE) --no-print-directory test
 
-e2e: $(VENV)/.dev ## Slow tests with real processes, TLS, a browser and the whole demo (about 18 minutes)
-	@echo "Slow and end-to-end tests: about 18 minutes on two cores."
+e2e: $(VENV)/.dev ## Slow tests with real processes, TLS, a browser and the whole demo (about 35 minutes)
+	@echo "Slow and end-to-end tests: about 35 minutes on two cores."
 	@$(BIN)/pytest -q -m "slow or e2e" --durations=10
 
 clean: ## Remove the environment and the demo's results
