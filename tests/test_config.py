@@ -306,7 +306,7 @@ def test_a_policy_is_read_with_its_hours(load):
         ('approve = "ask"', 'metrics = ["names"]', "policy.metrics"),
         ('approve = "ask"', 'tasks = ["surgery"]', "policy.tasks.0"),
         ('approve = "ask"', "min_sites = 0", "policy.min_sites"),
-        ('approve = "ask"', "min_patients = 0", "policy.min_patients"),
+        ('approve = "ask"', "min_patients = -1", "policy.min_patients"),
         ('approve = "ask"', "max_rounds = 0", "policy.max_rounds"),
         ('approve = "ask"', "max_epochs = 0", "policy.max_epochs"),
         ('approve = "ask"', "max_learning_rate = nan", "policy.max_learning_rate"),
