@@ -15,7 +15,7 @@ from ucadi.config import RunSettings, SimulateConfig, SiteSettings, TrainingSett
 from ucadi.workflows.federate import RunFolder, simulate
 from ucadi.workflows.site_runtime import build_site
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 AWAY_S = 6.0
 
